@@ -1,0 +1,132 @@
+"""Every exception that Orch raises on purpose.
+
+    OrchError
+    ├── StoreUnavailable        Redis cannot be reached, or went away and did not come back in time
+    ├── UnsuitableServer        Redis answers, but is too old or set up so that it would lose runs
+    ├── ConfigurationError      a setting, a profile or an environment variable is wrong
+    ├── InvalidName             a name holds a character that names may not hold
+    ├── InvalidDefinition       orch.yaml, a schedule or a template is wrong
+    ├── ParameterTypeError      parameters that do not fit the flow's signature
+    ├── PayloadTooLarge         parameters or a result beyond the inline limit
+    ├── ObjectNotFound          no such run, deployment, pool, queue, variable, profile
+    ├── ObjectAlreadyExists     the name is taken, or an idempotency key stands for something else
+    ├── Refused                 the table of transitions, or the thing's present state, forbids it
+    ├── FlowLoadError           the entry point does not import, or holds no such flow
+    ├── StepError               a deployment step failed
+    ├── MissingContextError     called outside a flow or task run
+    ├── MissingResult           the state carries no result
+    ├── FailedRun               a run ended Failed and left no exception to raise
+    ├── CrashedRun              a run ended Crashed
+    ├── CancelledRun            a run ended Cancelled
+    └── UnfinishedRun           the run has not ended yet
+
+A class's docstring is its default message; ``hint`` says what to do next and is printed below the message by the command line.
+"""
+
+from __future__ import annotations
+
+
+class OrchError(Exception):
+    """Something went wrong in Orch."""
+
+    exit_code = 1
+
+    def __init__(self, message: str | None = None, *, hint: str | None = None) -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip())
+        self.hint = hint
+
+
+class StoreUnavailable(OrchError):
+    """Redis cannot be reached."""
+
+    exit_code = 6
+
+
+class UnsuitableServer(OrchError):
+    """This Redis server cannot hold runs safely."""
+
+    exit_code = 6
+
+
+class ConfigurationError(OrchError):
+    """A setting is wrong."""
+
+    exit_code = 2
+
+
+class InvalidName(OrchError):
+    """This name cannot be used."""
+
+    exit_code = 2
+
+
+class InvalidDefinition(OrchError):
+    """The definition is wrong."""
+
+    exit_code = 2
+
+
+class ParameterTypeError(OrchError):
+    """The parameters do not fit the flow's signature."""
+
+    exit_code = 2
+
+
+class PayloadTooLarge(OrchError):
+    """The payload is larger than a run may carry."""
+
+    exit_code = 2
+
+
+class ObjectNotFound(OrchError):
+    """There is no such thing."""
+
+    exit_code = 3
+
+
+class ObjectAlreadyExists(OrchError):
+    """That name is taken."""
+
+    exit_code = 5
+
+
+class Refused(OrchError):
+    """The present state does not allow this."""
+
+    exit_code = 5
+
+
+class FlowLoadError(OrchError):
+    """The flow could not be loaded from its entry point."""
+
+    exit_code = 2
+
+
+class StepError(OrchError):
+    """A deployment step failed."""
+
+
+class MissingContextError(OrchError):
+    """This works only inside a flow run or a task run."""
+
+
+class MissingResult(OrchError):
+    """The state carries no result."""
+
+
+class FailedRun(OrchError):
+    """The run failed."""
+
+
+class CrashedRun(OrchError):
+    """The run crashed."""
+
+
+class CancelledRun(OrchError):
+    """The run was cancelled."""
+
+    exit_code = 7
+
+
+class UnfinishedRun(OrchError):
+    """The run has not ended yet."""

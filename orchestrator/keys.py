@@ -1,0 +1,188 @@
+"""The only module that spells a Redis key, and the two spellings of a run's id.
+
+A namespace's keys all begin with ``orch:{<namespace>}:``. The braces make it one Cluster slot, so a script may touch any of
+them. ``Keys`` is that prefix with a method per key; the Lua scripts receive the prefix and build the same keys beneath it
+(``lua/lib/keys.lua``; a test compares the two).
+
+Ids are UUIDv7. People and Python see the usual text of 36 characters. Redis stores 22: base64 of the sixteen bytes in an
+alphabet whose order is that of ASCII, so that stored ids sort by age too.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import time
+import unicodedata
+import uuid
+
+from orchestrator.exceptions import InvalidName
+
+_STANDARD = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+_SORTED = b"-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz"
+_SHORTEN = bytes.maketrans(_STANDARD, _SORTED)
+_LENGTHEN = bytes.maketrans(_SORTED, _STANDARD)
+
+_FORBIDDEN = frozenset("/%&<>{}:*")
+_NAME_BYTES = 200
+
+GROUP = "workers"
+"""The consumer group of every run stream."""
+
+PRIORITIES = ("high", "normal", "low")
+"""A work queue's streams, in the order in which they are read."""
+
+
+def new_id() -> str:
+    """A fresh UUIDv7 as text: 48 bits of milliseconds, then chance."""
+    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+    value = value & ~(0xF << 76) | 7 << 76
+    value = value & ~(0x3 << 62) | 2 << 62
+    return str(uuid.UUID(int=value))
+
+
+def shorten(run_id: str) -> str:
+    """An id's text of 36 characters as the 22 that Redis stores."""
+    raw = bytes.fromhex(run_id.replace("-", ""))
+    return base64.b64encode(raw)[:22].translate(_SHORTEN).decode()
+
+
+def lengthen(short: str | bytes) -> str:
+    """The 22 stored characters of an id as the usual text."""
+    data = short.encode() if isinstance(short, str) else short
+    h = base64.b64decode(data.translate(_LENGTHEN) + b"==").hex()
+    return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
+
+
+def check_name(kind: str, name: str) -> str:
+    """Return ``name`` if a ``kind`` may be called so, else raise InvalidName saying why.
+
+    Printable Unicode without ``/ % & < > { } : *``, at most 200 bytes of UTF-8, no space at either end.
+    """
+    if not name:
+        raise InvalidName(f"A {kind} needs a name.")
+    for character in name:
+        category = unicodedata.category(character)
+        if character in _FORBIDDEN or (category[0] in "CZ" and character != " "):
+            shown = character if character.isprintable() else f"U+{ord(character):04X}"
+            raise InvalidName(
+                f"The {kind} name {ascii(name[:60])} holds the character {shown!r}.",
+                hint="Names are printable text without / % & < > { } : * and control characters.",
+            )
+    if len(name.encode()) > _NAME_BYTES:
+        raise InvalidName(
+            f"The {kind} name {name[:20]!r}... is {len(name.encode())} bytes long.",
+            hint=f"Names are at most {_NAME_BYTES} bytes of UTF-8.",
+        )
+    if name != name.strip():
+        raise InvalidName(f"The {kind} name {name!r} begins or ends with a space.", hint="Remove it.")
+    return name
+
+
+class Keys:
+    """The keys of one namespace. ``str(keys)`` is their common prefix."""
+
+    def __init__(self, namespace: str) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", namespace):
+            raise InvalidName(
+                f"The namespace {ascii(namespace)} cannot be used.", hint="Use letters, digits, '_', '.', '-'; at most 64."
+            )
+        self.namespace = namespace
+        self.prefix = f"orch:{{{namespace}}}:"
+        # zsets: where runs are
+        self.due = self.prefix + "due"
+        self.leases = self.prefix + "leases"
+        self.paused = self.prefix + "paused"
+        self.expires = self.prefix + "expires"
+        self.reservations = self.prefix + "reservations"
+        self.wake_due = self.prefix + "wake_due"
+        # catalogues
+        self.settings = self.prefix + "settings"
+        self.limits = self.prefix + "limits"
+        self.pools = self.prefix + "pools"
+        self.workers = self.prefix + "workers"
+        self.schedulers = self.prefix + "schedulers"
+        self.flows = self.prefix + "flows"
+        self.deployments = self.prefix + "deployments"
+        self.planning = self.prefix + "planning"
+        self.variables = self.prefix + "variables"
+        # streams
+        self.events = self.prefix + "events"
+        self.signals = self.prefix + "signals"
+
+    def __str__(self) -> str:
+        return self.prefix
+
+    def run(self, short: str) -> str:
+        """hash: one run, the truth about it."""
+        return f"{self.prefix}run:{short}"
+
+    def tasks(self, short: str) -> str:
+        """hash: task run id -> msgpack, the task runs of one flow run."""
+        return f"{self.prefix}tasks:{short}"
+
+    def log(self, short: str) -> str:
+        """stream: the log of one run."""
+        return f"{self.prefix}log:{short}"
+
+    def queue(self, pool: str, queue: str, priority: str) -> str:
+        """stream: run messages of one work queue at one priority."""
+        return f"{self.prefix}queue:{pool}:{queue}:{priority}"
+
+    def resumed(self, pool: str) -> str:
+        """stream: run messages of one pool that are read before all others."""
+        return f"{self.prefix}resumed:{pool}"
+
+    def control(self, worker: str) -> str:
+        """stream: what one worker is told while it works (cancel these runs)."""
+        return f"{self.prefix}control:{worker}"
+
+    def parked(self, gate: str) -> str:
+        """zset: runs that wait at a gate, by priority and due time."""
+        return f"{self.prefix}parked:{gate}"
+
+    def slots(self, gate: str) -> str:
+        """zset: who holds a gate's slots; members ``<run>:<attempt>:<call>:<i>``."""
+        return f"{self.prefix}slots:{gate}"
+
+    def idempotency(self, scope: str, key: str) -> str:
+        """string: the run that an idempotency key stands for. The key is the user's free text, so its digest stands here."""
+        return f"{self.prefix}idempotency:{scope}:{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+
+    def pool(self, pool: str) -> str:
+        """hash: one work pool."""
+        return f"{self.prefix}pool:{pool}"
+
+    def queues(self, pool: str) -> str:
+        """hash: work queue -> msgpack, the work queues of one pool."""
+        return f"{self.prefix}queues:{pool}"
+
+    def worker(self, worker: str) -> str:
+        """hash: one worker's last heartbeat."""
+        return f"{self.prefix}worker:{worker}"
+
+    def deployment(self, short: str) -> str:
+        """hash: one deployment."""
+        return f"{self.prefix}deployment:{short}"
+
+    def schedules(self, short: str) -> str:
+        """hash: slug -> msgpack, the schedules of one deployment."""
+        return f"{self.prefix}schedules:{short}"
+
+    def planned(self, short: str, slug: str) -> str:
+        """zset: one schedule's runs that are not due yet, by fire time."""
+        return f"{self.prefix}planned:{short}:{slug}"
+
+    def index(self, of: str, value: str = "") -> str:
+        """zset: runs by one property (``all``, ``state``, ``flow``, ``deployment``, ``tag``, ``pool``, ``parent``)."""
+        return f"{self.prefix}index:{of}:{value}" if value else f"{self.prefix}index:{of}"
+
+
+PERMANENT = (
+    *("due", "leases", "paused", "expires", "reservations", "wake_due", "settings", "limits", "pools", "workers"),
+    *("schedulers", "flows", "deployments", "planning", "variables", "events", "signals"),
+    *("queue:*", "resumed:*", "parked:*", "slots:*", "pool:*", "queues:*", "deployment:*", "schedules:*", "planned:*", "index:*"),
+)
+"""Patterns of keys that may live without a TTL. Beside them, only keys of runs that have not ended may."""
