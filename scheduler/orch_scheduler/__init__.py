@@ -1,0 +1,1 @@
+"""The scheduler: the duties that move runs on when no worker does."""
