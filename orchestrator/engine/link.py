@@ -1,0 +1,313 @@
+"""The engine's end of the socket to its recorder.
+
+Task states and log lines are only noted here, for about a microsecond each; a thread that starts with the first of them packs
+and sends what has gathered, 25 times a second. Every other frame goes out at once, after all that was noted before it.
+
+A recorder that is gone or stuck never stops user code: the link is then lost, says so once, and swallows what follows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import select
+import socket
+import struct
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from orchestrator import clock
+from orchestrator.engine import protocol
+from orchestrator.engine.protocol import Frame
+from orchestrator.exceptions import OrchError, StoreUnavailable
+from orchestrator.models import TaskRun
+
+INTERVAL = 0.04
+"""Seconds that task states and log lines gather before they are sent."""
+
+_LOG_LINES = 10_000
+_CHUNK_LINES = 500
+_MESSAGE_CHARACTERS = 64 * 1024
+_SEND_SECONDS = 30
+_RECEIVE_BYTES = 256 * 1024
+
+_LogLine = tuple[str, int, int, str, str, str | None]
+
+
+class Link:
+    """Frames to and from one recorder; any thread may use it.
+
+    ``on_lost`` is called once, with the reason, when the recorder can no longer be reached; ``on_cancel`` with a run and a
+    message for every request to stop one, but only after ``listen``.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        interval: float = INTERVAL,
+        on_lost: Callable[[str], None] | None = None,
+        on_cancel: Callable[[str, str], None] | None = None,
+        on_trouble: Callable[[str], None] | None = None,
+    ) -> None:
+        # A kernel timeout, because a Python one would make the reader's blocking recv time out too.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_SECONDS, 0))
+        self._socket = sock
+        self._interval = interval
+        self._on_lost = on_lost
+        self._on_cancel = on_cancel
+        self._on_trouble = on_trouble
+        self.lost: str | None = None
+        self.trouble: str | None = None
+        self._frames = protocol.Frames()
+        self._tasks: deque[tuple[str, TaskRun]] = deque()
+        self._log: deque[_LogLine] = deque()
+        self._dropped: dict[str, int] = {}
+        self._sending = threading.RLock()
+        self._noted = threading.Event()
+        self._closing = threading.Event()
+        self._flusher: threading.Thread | None = None
+        self._reader: threading.Thread | None = None
+        self._arrived = threading.Condition()
+        self._inbox: deque[Frame] = deque()
+        self._answers: dict[int, tuple[bool, Any]] = {}
+        self._ended: dict[str, str] = {}
+        self._cancelled: dict[str, str] = {}
+        self._requests = itertools.count(1)
+        _links.add(self)
+
+    # Noting and sending
+
+    def task(self, run: str, task: TaskRun) -> None:
+        """Note that a task run changed. Its fields are read when the note is sent, so only the latest state travels."""
+        self._tasks.append((run, task))
+        if not self._noted.is_set():
+            self._rouse()
+
+    def log(self, run: str, at_ms: int, level: int, logger: str, message: str, task_run: str | None = None) -> None:
+        """Note one log line. Beyond 10,000 unsent ones, lines are counted instead of kept."""
+        if len(self._log) >= _LOG_LINES:
+            self._dropped[run] = self._dropped.get(run, 0) + 1
+            return
+        if len(message) > _MESSAGE_CHARACTERS:
+            message = f"{message[:_MESSAGE_CHARACTERS]}... ({len(message) - _MESSAGE_CHARACTERS} more characters)"
+        self._log.append((run, at_ms, level, logger, message, task_run))
+        if not self._noted.is_set():
+            self._rouse()
+
+    def send(self, frame: Frame) -> None:
+        """Send a frame now, after everything noted so far."""
+        with self._sending:
+            self._write(b"".join((*self._noted_frames(), protocol.pack(frame))))
+
+    def flush(self) -> None:
+        """Send what has been noted so far."""
+        with self._sending:
+            if noted := b"".join(self._noted_frames()):
+                self._write(noted)
+
+    def close(self) -> None:
+        """Send what is left and close the socket. The recorder takes a run without an end for crashed."""
+        self.flush()
+        self._closing.set()
+        self._noted.set()
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    # Receiving
+
+    def receive(self, timeout: float | None = None) -> Frame | None:
+        """The next frame that is no answer to anything: a worker's child gets its ``run`` frame this way.
+
+        None when the recorder closed the socket or ``timeout`` seconds passed.
+        """
+        deadline = None if timeout is None else clock.monotonic() + timeout
+        while not self._inbox and self._read(_left(deadline)):
+            pass
+        return self._inbox.popleft() if self._inbox else None
+
+    def listen(self) -> None:
+        """Read in the background from now on, so that ``on_cancel`` and ``on_lost`` are called by themselves."""
+        with self._arrived:
+            if self._reader is None:
+                self._reader = threading.Thread(target=self._read_on, name="orch-link-reader", daemon=True)
+                self._reader.start()
+
+    def ask(self, what: str, *arguments: Any, timeout: float = 30.0) -> Any:
+        """Have the recorder do something and return its answer.
+
+        Raises what the recorder met: an OrchError of the same name, StoreUnavailable when there was no answer.
+        """
+        request = next(self._requests)
+        self.send([protocol.ASK, request, what, list(arguments)])
+        answer = self._wait_for(self._answers, request, timeout)
+        if answer is None:
+            raise StoreUnavailable(
+                f"There was no answer to {what!r} within {timeout:g} seconds.", hint="Is Redis up? orch doctor"
+            )
+        ok, value = answer
+        if not ok:
+            raise _as_exception(value)
+        return value
+
+    def wait_ended(self, run: str, timeout: float) -> str | None:
+        """Wait until the end of a run is in Redis: ok, again or superseded. None if that was not confirmed in time."""
+        answer: str | None = self._wait_for(self._ended, run, timeout)
+        return answer
+
+    def cancel_message(self, run: str) -> str | None:
+        """What the request to stop this run said; None if nobody asked for that."""
+        if self._reader is None and self.lost is None:
+            while select.select([self._socket], [], [], 0)[0] and self._read(0):
+                pass
+        return self._cancelled.get(run)
+
+    # Below: how
+
+    def _rouse(self) -> None:
+        if self._flusher is None:
+            with self._sending:
+                if self._flusher is None and not self._closing.is_set():
+                    self._flusher = threading.Thread(target=self._flush_on, name="orch-link", daemon=True)
+                    self._flusher.start()
+        self._noted.set()
+
+    def _flush_on(self) -> None:
+        while not self._closing.is_set():
+            self._noted.wait()
+            self._closing.wait(self._interval)
+            # Cleared before the flush: what is noted during it wakes us again.
+            self._noted.clear()
+            self.flush()
+
+    def _noted_frames(self) -> list[bytes]:
+        frames: list[bytes] = []
+        while self._log:
+            lines: dict[str, list[list[Any]]] = {}
+            size = 0
+            for _ in range(min(len(self._log), _CHUNK_LINES)):
+                run, at_ms, level, logger, message, task_run = self._log.popleft()
+                lines.setdefault(run, []).append([at_ms, level, logger, message, task_run])
+                size += len(message)
+                if size > _MESSAGE_CHARACTERS:
+                    break
+            frames.extend(protocol.pack([protocol.LOG, run, of_run]) for run, of_run in lines.items())
+        while self._dropped:
+            run, count = self._dropped.popitem()
+            told = f"{count} log lines were dropped here: they came faster than they could be sent."
+            line = [clock.now_ms(), logging.WARNING, "orchestrator", told, None]
+            frames.append(protocol.pack([protocol.LOG, run, [line]]))
+        while self._tasks:
+            rows: dict[str, dict[str, list[Any]]] = {}
+            changed: dict[str, tuple[str, TaskRun]] = {}
+            for _ in range(min(len(self._tasks), _CHUNK_LINES)):
+                run, task = self._tasks.popleft()
+                changed[task.id] = run, task
+            for run, task in changed.values():
+                rows.setdefault(run, {})[task.id] = protocol.task_row(task)
+            frames.extend(protocol.pack([protocol.TASKS, run, list(of_run.values())]) for run, of_run in rows.items())
+        return frames
+
+    def _write(self, packed: bytes) -> None:
+        if self.lost is not None:
+            return
+        try:
+            self._socket.sendall(packed)
+        except BlockingIOError:
+            # Half a frame may be out: nothing sensible can follow it.
+            self._lose(f"it took nothing for {_SEND_SECONDS} seconds")
+        except OSError as problem:
+            self._lose(problem.strerror or str(problem))
+
+    def _lose(self, reason: str) -> None:
+        if self.lost is None:
+            self.lost = reason
+            with self._arrived:
+                self._arrived.notify_all()
+            if self._on_lost is not None and not self._closing.is_set():
+                self._on_lost(reason)
+
+    def _read(self, timeout: float | None) -> bool:
+        """Take in what arrives within ``timeout``; False when nothing did or nothing more can."""
+        if self.lost is not None:
+            return False
+        try:
+            if timeout is not None and not select.select([self._socket], [], [], timeout)[0]:
+                return False
+            received = self._socket.recv(_RECEIVE_BYTES)
+            frames = list(self._frames.feed(received))
+        except (OSError, ValueError) as problem:
+            self._lose(str(problem))
+            return False
+        if not received:
+            self._lose("it has closed the socket")
+            return False
+        for frame in frames:
+            self._take(frame)
+        return True
+
+    def _read_on(self) -> None:
+        while self._read(None):
+            pass
+
+    def _take(self, frame: Frame) -> None:
+        with self._arrived:
+            match frame:
+                case [protocol.ANSWER, int(request), bool(ok), value]:
+                    self._answers[request] = (ok, value)
+                case [protocol.ENDED, str(run), str(answer)]:
+                    self._ended[run] = answer
+                case [protocol.CANCEL, str(run), str(message)]:
+                    self._cancelled[run] = message
+                case [protocol.TROUBLE, str(message)]:
+                    self.trouble = message
+                case _:
+                    self._inbox.append(frame)
+            self._arrived.notify_all()
+        match frame:
+            case [protocol.CANCEL, str(run), str(message)] if self._on_cancel is not None:
+                self._on_cancel(run, message)
+            case [protocol.TROUBLE, str(message)] if self._on_trouble is not None:
+                self._on_trouble(message)
+
+    def _wait_for(self, where: dict[Any, Any], key: Any, timeout: float) -> Any:
+        self.listen()
+        with self._arrived:
+            self._arrived.wait_for(lambda: key in where or self.lost is not None, timeout)
+            return where.pop(key, None)
+
+    def _abandon(self) -> None:
+        """In a forked child: leave the socket to the parent, whose frames this process would cut in two."""
+        self.lost = "this process is a fork of the one that runs the flow"
+        self._sending = threading.RLock()
+        self._socket.close()
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - clock.monotonic())
+
+
+def _as_exception(value: Any) -> OrchError:
+    from orchestrator import exceptions
+
+    kind = getattr(exceptions, str(value.get("type")), OrchError)
+    if not (isinstance(kind, type) and issubclass(kind, OrchError)):
+        kind = OrchError
+    return kind(value.get("message"), hint=value.get("hint"))
+
+
+_links: weakref.WeakSet[Link] = weakref.WeakSet()
+
+
+def _abandon_all() -> None:
+    for link in list(_links):
+        link._abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_all)

@@ -1,0 +1,397 @@
+"""Turns the frames of running engines into few, batched store calls. The worker's supervisor and the sidecar both drive one.
+
+It does no waiting and owns no socket: feed it frames as they come, call ``flush`` when ``deadline`` is over, send what that
+returns. The end of a run is written at once, together with everything before it; states, logs and task runs wait for company,
+50 ms at most. While Redis cannot be reached everything stays here: ends and starts for as long as it takes, log lines up to a
+bound that is then said in the log.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from orchestrator import clock
+from orchestrator.engine import protocol
+from orchestrator.engine.protocol import Frame
+from orchestrator.exceptions import OrchError, StoreUnavailable
+from orchestrator.models import LogLine, NewRun, TaskRun, as_json
+from orchestrator.states import State, StateType
+from orchestrator.store.runs import End, Lapsed
+
+if TYPE_CHECKING:
+    from orchestrator.store import Store
+
+INTERVAL = 0.05
+"""Seconds that states, logs and task runs wait for company."""
+
+LOG_LINES = 10_000
+"""Log lines of one run that are kept while Redis cannot be reached."""
+
+_LINES_A_CALL = 1000
+_ROWS_A_CALL = 1000
+_FIRST_RETRY = 0.25
+_LAST_RETRY = 5.0
+
+Child = Hashable
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A frame for one child."""
+
+    child: Child
+    frame: Frame
+
+
+@dataclass(slots=True)
+class _Log:
+    """Lines of one run on their way to the store. The oldest go first when there are too many."""
+
+    lines: deque[LogLine] = field(default_factory=deque)
+    dropped: int = 0
+
+    def add(self, line: LogLine, limit: int) -> None:
+        if len(self.lines) >= limit:
+            self.lines.popleft()
+            self.dropped += 1
+        self.lines.append(line)
+
+    def take(self) -> list[LogLine]:
+        taken = [self.lines.popleft() for _ in range(min(len(self.lines), _LINES_A_CALL))]
+        if self.dropped and taken:
+            told = f"{self.dropped} log lines before this one were dropped: Redis could not be reached."
+            taken.insert(0, LogLine(taken[0].at, logging.WARNING, "orchestrator", told, taken[0].attempt))
+        self.dropped = 0
+        return taken
+
+    def put_back(self, taken: Iterable[LogLine], limit: int) -> None:
+        waiting, self.lines = self.lines, deque()
+        for line in (*taken, *waiting):
+            self.add(line, limit)
+
+
+@dataclass(slots=True)
+class _Tracked:
+    """One run that a child executes."""
+
+    id: str
+    child: Child
+    attempt: int = 0
+    started: bool = False
+    opening: NewRun | None = None
+    starts: list[State] = field(default_factory=list)
+    changed: dict[str, TaskRun] = field(default_factory=dict)
+    open_tasks: dict[str, TaskRun] = field(default_factory=dict)
+    end: Frame | None = None
+    death: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    child: Child
+    request: int
+    what: str
+    arguments: Sequence[Any]
+
+
+class Relay:
+    """Frames of many children on one side, one store on the other. Not thread-safe: one loop drives it.
+
+    ``worker`` is the name that holds the leases of the runs that children open.
+    """
+
+    def __init__(self, store: Store, worker: str, *, interval: float = INTERVAL, log_lines: int = LOG_LINES) -> None:
+        self._store = store
+        self._worker = worker
+        self._interval = interval
+        self._log_lines = log_lines
+        self._runs: dict[str, _Tracked] = {}
+        self._logs: dict[str, _Log] = {}
+        self._questions: deque[_Question] = deque()
+        self._replies: list[Reply] = []
+        self._deadline: float | None = None
+        self._retry_after: float | None = None
+        self._wait = _FIRST_RETRY
+
+    # What the loop needs to know
+
+    @property
+    def deadline(self) -> float | None:
+        """When ``flush`` wants to be called, on the caller's monotonic clock; None while there is nothing to write."""
+        if self._deadline is None or self._retry_after is None:
+            return self._deadline
+        return max(self._deadline, self._retry_after)
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing waits to be written."""
+        return self._deadline is None
+
+    def leases(self, child: Child | None = None) -> list[tuple[str, int]]:
+        """(run, attempt) of all runs, or of one child's, whose lease someone must keep renewing."""
+        return [
+            (tracked.id, tracked.attempt)
+            for tracked in self._runs.values()
+            if tracked.opening is None and (child is None or tracked.child == child)
+        ]
+
+    def child_of(self, run: str) -> Child | None:
+        """Who executes this run; None if nobody here does (any more)."""
+        tracked = self._runs.get(run)
+        return None if tracked is None else tracked.child
+
+    # What the loop tells
+
+    def adopt(self, child: Child, run: str, attempt: int, *, started: bool = False) -> None:
+        """A claimed run goes to this child; from now on the child may speak for it.
+
+        ``started``: the claim has counted the first start of the body and entered Running already.
+        """
+        self._runs[run] = _Tracked(run, child, attempt, started=started)
+
+    def forget(self, run: str) -> None:
+        """The run is no longer ours (handed back, lost): whatever its child still says about its state is not written."""
+        self._runs.pop(run, None)
+
+    def feed(self, child: Child, frame: Frame, now: float) -> None:
+        """Take one frame. Frames that make no sense, or speak for another's run, are ignored with a warning."""
+        try:
+            self._take(child, frame, now)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as problem:
+            log.warning("Ignored a malformed frame: %s", problem)
+
+    def add_log(self, run: str, lines: Iterable[LogLine], now: float) -> None:
+        """Lines that someone else collected, such as a child's stdout and stderr. Also for runs that have ended."""
+        kept = self._logs.setdefault(run, _Log())
+        for line in lines:
+            kept.add(line, self._log_lines)
+        self._due(now + self._interval)
+
+    def gone(self, child: Child, reason: str, now: float) -> None:
+        """The child is dead. Its runs without an end are reported so, with ``reason``; their open task runs have crashed."""
+        self._questions = deque(question for question in self._questions if question.child != child)
+        for tracked in self._runs.values():
+            if tracked.child == child and tracked.end is None:
+                tracked.death = reason
+                for task in tracked.open_tasks.values():
+                    task.state = State(StateType.CRASHED, message=reason)
+                    task.ended = clock.now()
+                    tracked.changed[task.id] = task
+                tracked.open_tasks = {}
+                self._due(now)
+
+    def flush(self, now: float) -> list[Reply]:
+        """Write what there is, in order, and return what the children are to be told. Never raises.
+
+        Beside the answers to questions these are ``trouble``, once, when Redis cannot be reached, and ``ended`` frames with
+        what the store said: ok, again, superseded; for runs reported dead requeued, crashed, cancelled or superseded; refused
+        when the store could not take it at all.
+        """
+        self._deadline = None
+        steps = (self._open, self._start, self._write_logs, self._record_tasks, self._end, self._bury, self._answer)
+        try:
+            for step in steps:
+                step()
+        except StoreUnavailable as problem:
+            if self._retry_after is None:
+                log.warning("Redis cannot be reached; states and logs are kept until it is back: %s", problem)
+                self._replies += [Reply(child, [protocol.TROUBLE, str(problem)]) for child in self._children()]
+            self._retry_after = now + self._wait
+            self._wait = min(2 * self._wait, _LAST_RETRY)
+            self._due(self._retry_after)
+        else:
+            self._retry_after = None
+            self._wait = _FIRST_RETRY
+            if self._has_more():
+                self._due(now)
+        replies, self._replies = self._replies, []
+        return replies
+
+    # Below: taking frames
+
+    def _due(self, moment: float) -> None:
+        self._deadline = moment if self._deadline is None else min(self._deadline, moment)
+
+    def _take(self, child: Child, frame: Frame, now: float) -> None:
+        match frame:
+            case [protocol.START, str(run), str(name), int(at_ms)]:
+                tracked = self._owned(child, run)
+                if not tracked.started:
+                    tracked.starts.append(State(StateType.RUNNING, name, timestamp=clock.from_ms(at_ms)))
+                    self._due(now + self._interval)
+                tracked.started = False
+            case [protocol.LOG, str(run), list(lines)]:
+                attempt = self._owned(child, run).attempt
+                self.add_log(run, [_log_line(line, attempt) for line in lines], now)
+            case [protocol.TASKS, str(run), list(rows)]:
+                self._take_tasks(self._owned(child, run), rows)
+                self._due(now + self._interval)
+            case [protocol.OPEN, int(), dict(fields)]:
+                new = NewRun(**{**fields, "tags": tuple(fields.get("tags", ()))})
+                self._runs.setdefault(new.id, _Tracked(new.id, child, opening=new))
+                self._due(now + self._interval)
+            case [protocol.END, str(run), *_]:
+                _end_of(frame, 0)
+                self._owned(child, run).end = frame
+                self._due(now)
+            case [protocol.ASK, int(request), str(what), list(arguments)]:
+                self._questions.append(_Question(child, request, what, arguments))
+                self._due(now)
+            case _:
+                raise ValueError(f"unknown frame {frame[0]!r}")
+
+    def _owned(self, child: Child, run: str) -> _Tracked:
+        tracked = self._runs.get(run)
+        if tracked is None or tracked.child != child:
+            raise ValueError(f"run {run} is not this child's")
+        return tracked
+
+    def _take_tasks(self, tracked: _Tracked, rows: list[list[Any]]) -> None:
+        for row in rows:
+            task = protocol.task_of(row)
+            tracked.changed[task.id] = task
+            if task.state.is_final():
+                tracked.open_tasks.pop(task.id, None)
+            else:
+                tracked.open_tasks[task.id] = task
+
+    def _children(self) -> set[Child]:
+        return {tracked.child for tracked in self._runs.values()}
+
+    def _has_more(self) -> bool:
+        return bool(self._logs or self._questions) or any(tracked.changed for tracked in self._runs.values())
+
+    # Below: writing, in this order
+
+    def _open(self) -> None:
+        for tracked in list(self._runs.values()):
+            if tracked.opening is None:
+                continue
+            try:
+                tracked.attempt = self._store.runs.create_leased(tracked.opening, self._worker).attempt
+                tracked.opening = None
+            except StoreUnavailable:
+                raise
+            except Exception as problem:
+                log.warning("Run %s cannot be recorded: %s", tracked.id, problem)
+                self._runs.pop(tracked.id)
+                self._logs.pop(tracked.id, None)
+                self._replies.append(Reply(tracked.child, [protocol.ENDED, tracked.id, "refused"]))
+
+    def _start(self) -> None:
+        for tracked in self._runs.values():
+            while tracked.starts:
+                self._guarded(self._store.runs.set_state, tracked.id, tracked.starts[0], tracked.attempt)
+                tracked.starts.pop(0)
+
+    def _write_logs(self) -> None:
+        taken = {run: kept.take() for run, kept in self._logs.items()}
+        taken = {run: lines for run, lines in taken.items() if lines}
+        for run, lines in taken.items():
+            attempt = self._runs[run].attempt if run in self._runs else 0
+            for line in lines:
+                # A subflow's first lines come before the store has told us its attempt.
+                line.attempt = line.attempt or attempt
+        try:
+            if taken:
+                self._guarded(self._store.runs.append_log, taken)
+        except StoreUnavailable:
+            for run, lines in taken.items():
+                self._logs[run].put_back(lines, self._log_lines)
+            raise
+        self._logs = {run: kept for run, kept in self._logs.items() if kept.lines}
+
+    def _record_tasks(self) -> None:
+        for tracked in self._runs.values():
+            while tracked.changed:
+                some = list(tracked.changed.values())[:_ROWS_A_CALL]
+                self._guarded(self._store.runs.record_tasks, tracked.id, tracked.attempt, some)
+                for task in some:
+                    del tracked.changed[task.id]
+
+    def _end(self) -> None:
+        ending = [
+            (tracked, _end_of(tracked.end, tracked.attempt)) for tracked in self._runs.values() if tracked.end is not None
+        ]
+        if not ending:
+            return
+        try:
+            answers = self._store.runs.finish([end for _, end in ending])
+        except StoreUnavailable:
+            raise
+        except Exception:
+            log.exception("Several ends could not be written together; writing them one by one")
+            answers = [(self._guarded(self._store.runs.finish, [end]) or ["refused"])[0] for _, end in ending]
+        for (tracked, _), answer in zip(ending, answers, strict=True):
+            self._finished(tracked, answer)
+
+    def _bury(self) -> None:
+        # Subflows before the run that called them: children were opened later.
+        for tracked in reversed(list(self._runs.values())):
+            if tracked.death is not None:
+                lapsed = self._guarded(self._store.runs.report_death, tracked.id, tracked.attempt, tracked.death)
+                self._finished(tracked, _death_answer(lapsed))
+
+    def _finished(self, tracked: _Tracked, answer: str) -> None:
+        del self._runs[tracked.id]
+        self._replies.append(Reply(tracked.child, [protocol.ENDED, tracked.id, answer]))
+
+    def _answer(self) -> None:
+        while self._questions:
+            question = self._questions[0]
+            try:
+                ok, value = True, self._fetch(question)
+            except StoreUnavailable:
+                raise
+            except Exception as problem:
+                ok = False
+                value = {"type": type(problem).__name__, "message": str(problem), "hint": getattr(problem, "hint", None)}
+            self._questions.popleft()
+            self._replies.append(Reply(question.child, [protocol.ANSWER, question.request, ok, value]))
+
+    def _fetch(self, question: _Question) -> Any:
+        documents = self._store.documents
+        questions: Mapping[str, Callable[..., Any]] = {
+            "get_variable": documents.get_variable,
+            "set_variable": documents.set_variable,
+            "unset_variable": documents.unset_variable,
+        }
+        if question.what not in questions:
+            raise OrchError(
+                f"This worker cannot answer {question.what!r}.", hint="Worker and flow should use the same Orch version."
+            )
+        return as_json(questions[question.what](*question.arguments))
+
+    def _guarded(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """Call the store. What it refuses is said and dropped: one run's trouble must not keep the others' frames back."""
+        try:
+            return call(*arguments)
+        except StoreUnavailable:
+            raise
+        except Exception:
+            log.exception("The store refused to %s", call.__name__)
+            return None
+
+
+def _death_answer(lapsed: Lapsed | None) -> str:
+    if lapsed is None:
+        return "refused"
+    return next((answer for answer in ("requeued", "crashed", "cancelled") if getattr(lapsed, answer)), "superseded")
+
+
+def _log_line(line: list[Any], attempt: int) -> LogLine:
+    at_ms, level, logger, message, task_run = line
+    return LogLine(clock.from_ms(at_ms), int(level), str(logger), str(message), attempt, task_run)
+
+
+def _end_of(frame: Frame, attempt: int) -> End:
+    _, run, kind, name, message, result, retry_in_ms = frame
+    retry_in = None if retry_in_ms is None else timedelta(milliseconds=retry_in_ms)
+    return End(run, attempt, State(StateType(kind), name, message), bytes(result), retry_in)
