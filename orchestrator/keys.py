@@ -91,6 +91,7 @@ class Keys:
             )
         self.namespace = namespace
         self.prefix = f"orch:{{{namespace}}}:"
+        self.idempotency_prefix = self.prefix + "idempotency:"
         # zsets: where runs are
         self.due = self.prefix + "due"
         self.leases = self.prefix + "leases"
@@ -149,7 +150,7 @@ class Keys:
 
     def idempotency(self, scope: str, key: str) -> str:
         """string: the run that an idempotency key stands for. The key is the user's free text, so its digest stands here."""
-        return f"{self.prefix}idempotency:{scope}:{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+        return f"{self.idempotency_prefix}{scope}:{hashlib.sha256(key.encode()).hexdigest()[:32]}"
 
     def pool(self, pool: str) -> str:
         """hash: one work pool."""

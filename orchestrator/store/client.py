@@ -1,0 +1,59 @@
+"""A redis-py client whose failures are ours: what Redis's absence raises here is StoreUnavailable, for callers that may not
+import redis. Errors about a single command pass through: those are our own mistakes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import redis
+from redis.client import Pipeline
+
+from orchestrator.exceptions import StoreUnavailable
+from orchestrator.store.connection import explain, is_transient
+
+
+class Client(redis.Redis):
+    """A client for one server, sharing the connections of another client."""
+
+    def __init__(self, of: redis.Redis, address: str) -> None:
+        super().__init__(connection_pool=of.connection_pool)
+        self.address = address
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        """One command. Raises StoreUnavailable."""
+        with _translated(self.address):
+            return super().execute_command(*args, **options)
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        """A pipeline whose ``execute`` raises StoreUnavailable too."""
+        pipeline = _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        pipeline.address = self.address
+        return pipeline
+
+
+class _Pipeline(Pipeline):
+    address = ""
+
+    def execute(self, raise_on_error: bool = True) -> list[Any]:
+        with _translated(self.address):
+            answers: list[Any] = super().execute(raise_on_error)
+            return answers
+
+
+@contextmanager
+def _translated(address: str) -> Iterator[None]:
+    try:
+        yield
+    except redis.RedisError as error:
+        if is_transient(error):
+            raise StoreUnavailable(
+                f"Redis at {address} does not answer: {' '.join(str(error).split())}",
+                hint="Start it, or set ORCH_REDIS_URL to one that runs.",
+            ) from error
+        problem = explain(error, address)
+        if problem is None:
+            raise
+        raise problem from error

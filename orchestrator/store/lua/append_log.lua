@@ -1,0 +1,19 @@
+-- Append lines to the logs of runs that exist. A log lives as long as its run.
+--
+-- USES core gates runs
+-- ARGV items packed  a list of {run id, {line, ...}}, each line msgpack
+--      kept  int     lines kept a run, about
+-- RETURN how many lines were written
+
+local written = 0
+for _, item in ipairs(items) do
+  local id, lines = item[1], item[2]
+  local key = prefix .. 'log:' .. id
+  local place = redis.call('HGET', prefix .. 'run:' .. id, 'place')
+  if place then
+    for _, line in ipairs(lines) do write('XADD', key, 'MAXLEN', '~', kept, '*', 'l', line) end
+    if place == 'ended' then write('PEXPIRE', key, net_ttl()) end
+    written = written + #lines
+  end
+end
+return written

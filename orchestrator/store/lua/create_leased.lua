@@ -1,0 +1,19 @@
+-- Create a run that its caller is already executing: a flow called in a plain Python process, or a subflow.
+--
+-- USES core gates runs
+-- ARGV id       str     the run
+--      fields   packed  its first fields, a flat list
+--      tags     packed  a list
+--      worker   str     the process that holds the lease
+--      lease_ms int     length of the lease
+-- RETURN {'created', attempt} | {'existing', attempt}
+
+local existing = load_run(id)
+if existing then return {'existing', existing.attempt} end
+local run = new_run(id, fields, tags, now)
+to_leased(run, worker, lease_ms)
+enter(run, 'Running', '')
+set(run, 'started', now)
+set(run, 'starts', 1)
+write('ZADD', prefix .. 'flows', now, run.flow)
+return {'created', run.attempt}

@@ -1,0 +1,20 @@
+-- A worker or a scheduler is gone, for good. A consumer that still holds messages stays until they are redelivered.
+--
+-- USES core
+-- ARGV kind    str     workers or schedulers
+--      name    str     who
+--      streams packed  the streams it read, below the prefix
+-- RETURN how many consumers were removed
+
+local removed = 0
+for _, stream in ipairs(streams) do
+  local key = prefix .. stream
+  local pending = redis.pcall('XPENDING', key, 'workers', '-', '+', 1, name)
+  if not pending.err and #pending == 0 then
+    write('XGROUP', 'DELCONSUMER', key, 'workers', name)
+    removed = removed + 1
+  end
+end
+write('ZREM', prefix .. kind, name)
+if kind == 'workers' then write('DEL', prefix .. 'worker:' .. name, prefix .. 'control:' .. name) end
+return removed

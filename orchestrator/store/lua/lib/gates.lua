@@ -1,0 +1,101 @@
+-- Gates: what a run may have to wait for. A pool, a work queue, a deployment, a tag: each may carry a limit and may be paused.
+--
+-- hash limits       gate -> JSON {limit, paused, strategy}; only gates that hold anybody back stand here
+-- zset slots:GATE   members <run>:<attempt>:<call>:<i>, one per slot taken; call 0 is the run's own claim
+-- zset parked:GATE  runs that wait, by priority, then due time
+--
+-- A gate is read once per script; slots taken and freed by the script itself are counted in memory.
+
+local RESERVED_MS = 5000
+local gates = {}
+local freed = {}
+
+local function gate_names(run)
+  local names = {'pool:' .. run.pool, 'queue:' .. run.pool .. ':' .. run.queue}
+  if present(run.dep) then names[#names + 1] = 'deployment:' .. run.dep end
+  for _, tag in ipairs(split(run.tags)) do names[#names + 1] = 'tag:' .. tag end
+  return names
+end
+
+local function read_gate(name, text)
+  local gate = {name = name, slots = prefix .. 'slots:' .. name}
+  if text then
+    local set = cjson.decode(text)
+    gate.limit = set.limit ~= cjson.null and set.limit or nil
+    gate.paused = set.paused
+    gate.strategy = set.strategy
+  end
+  if gate.limit then gate.used = redis.call('ZCARD', gate.slots) end
+  gates[name] = gate
+  return gate
+end
+
+local function find_gate(name)
+  return gates[name] or read_gate(name, redis.call('HGET', prefix .. 'limits', name))
+end
+
+-- All gates of a run that hold anybody back, in the order in which they are asked.
+local function gates_of(run)
+  local names, unread, found = gate_names(run), {}, {}
+  for _, name in ipairs(names) do
+    if not gates[name] then unread[#unread + 1] = name end
+  end
+  if #unread > 0 then
+    local texts = redis.call('HMGET', prefix .. 'limits', unpack(unread))
+    for i, name in ipairs(unread) do read_gate(name, texts[i]) end
+  end
+  for _, name in ipairs(names) do
+    local gate = gates[name]
+    if gate.limit or gate.paused then found[#found + 1] = gate end
+  end
+  return found
+end
+
+local function held_gates(run)
+  local held = {}
+  for _, name in ipairs(split(run.gates)) do held[name] = true end
+  return held
+end
+
+-- The first gate that does not let the run through, or nil. A slot that is reserved for the run lets it through.
+local function refusal(run)
+  local held = held_gates(run)
+  for _, gate in ipairs(gates_of(run)) do
+    if gate.paused then return gate end
+    if gate.limit and not held[gate.name] and gate.used >= gate.limit then return gate end
+  end
+end
+
+local function slot(run, attempt)
+  return run.id .. ':' .. attempt .. ':0:0'
+end
+
+-- Take one slot at each of the run's limited gates for the given attempt; what is reserved for it is kept.
+local function take_slots(run, attempt)
+  local held, names = held_gates(run), split(run.gates)
+  for _, gate in ipairs(gates_of(run)) do
+    if gate.limit and not held[gate.name] then
+      write('ZADD', gate.slots, now, slot(run, attempt))
+      gate.used = gate.used + 1
+      names[#names + 1] = gate.name
+    end
+  end
+  set(run, 'gates', table.concat(names, '\n'))
+end
+
+-- Give back every slot that the run holds or has reserved.
+local function free_slots(run)
+  if not present(run.gates) then return end
+  local attempt = present(run.reserved) and run.attempt + 1 or run.attempt
+  for _, name in ipairs(split(run.gates)) do
+    local gate = find_gate(name)
+    write('ZREM', gate.slots, slot(run, attempt))
+    if gate.used then gate.used = gate.used - 1 end
+    freed[#freed + 1] = name
+  end
+  set(run, 'gates', '')
+  if present(run.reserved) then
+    set(run, 'reserved', '')
+    write('ZREM', prefix .. 'reservations', run.id)
+  end
+end

@@ -1,0 +1,21 @@
+-- A running run waits for a person. Its attempt ends, its slots are free.
+--
+-- FLAGS allow-oom
+-- USES core gates runs wake
+-- ARGV run        str  the run
+--      attempt    int  the caller's attempt
+--      state      str  Paused or Suspended
+--      message    str  why
+--      timeout_ms int  how long it may wait
+-- RETURN {'ok', state} | {'refused', state} | {'superseded', attempt} | {'missing', ''}
+
+local found = load_run(run)
+if not found then return {'missing', ''} end
+if found.place ~= 'leased' or found.attempt ~= attempt then return {'superseded', found.attempt} end
+if not TRANSITIONS[found.state][state] then return {'refused', found.state} end
+record_outcome(found, state)
+leave_and_free(found)
+enter(found, state, message)
+to_paused(found, now + timeout_ms)
+wake_freed()
+return {'ok', state}

@@ -1,0 +1,42 @@
+-- Turn a schedule's next fires into runs and move its high-water mark, unless someone else did so first.
+--
+-- USES core gates runs
+-- ARGV deployment str     the deployment's id
+--      slug       str     the schedule
+--      generation int     as the planner read it
+--      old_mark   str     the high-water mark (ms) as the planner read it
+--      new_mark   int     the last fire planned, ms
+--      next_plan  str     when to plan again, ms; '' = never
+--      fields     packed  every run's first fields, a flat list
+--      tags       packed  a list
+--      items      packed  a list of {id, due ms, name}
+-- RETURN {'created', how many} | {'stale', 0}
+
+local schedules = prefix .. 'schedules:' .. deployment
+local stored = redis.call('HMGET', schedules, slug .. ':generation', slug .. ':mark')
+if tonumber(stored[1]) ~= generation or stored[2] ~= old_mark then return {'stale', 0} end
+local created = 0
+for _, item in ipairs(items) do
+  local id, due = item[1], item[2]
+  if not load_run(id) then
+    local run = new_run(id, fields, tags, due)
+    set(run, 'name', item[3])
+    set(run, 'sched', slug)
+    enter(run, 'Scheduled', '')
+    if due <= now then
+      to_queue(run)
+    else
+      to_due(run, due)
+      write('ZADD', prefix .. 'planned:' .. deployment .. ':' .. slug, due, id)
+    end
+    created = created + 1
+  end
+end
+write('HSET', schedules, slug .. ':mark', new_mark)
+local member = deployment .. ':' .. slug
+if next_plan == '' then
+  write('ZREM', prefix .. 'planning', member)
+else
+  write('ZADD', prefix .. 'planning', next_plan, member)
+end
+return {'created', created}

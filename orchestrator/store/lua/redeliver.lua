@@ -1,0 +1,30 @@
+-- Give messages that a dead reader was handed to somebody else: a new message each, the old one deleted.
+--
+-- USES core gates runs
+-- ARGV streams packed  stream names below the prefix
+--      idle_ms int     handed out so long ago
+--      worker  str     only what this consumer was handed; '' = anybody's
+--      limit   int     at most so many a stream
+-- RETURN how many
+
+local moved = 0
+for _, stream in ipairs(streams) do
+  local key = prefix .. stream
+  local call = {'XPENDING', key, GROUP, 'IDLE', idle_ms, '-', '+', limit}
+  if worker ~= '' then call[#call + 1] = worker end
+  local pending = redis.pcall(unpack(call))
+  for _, entry in ipairs(pending.err and {} or pending) do
+    local message = entry[1]
+    local found = redis.call('XRANGE', key, message, message)
+    local run = found[1] and load_run(found[1][2][2])
+    if run and run.place == 'queued' and run.msg == message .. ' ' .. stream then
+      leave(run)
+      to_stream(run, stream)
+      moved = moved + 1
+    else
+      write('XACK', key, GROUP, message)
+      write('XDEL', key, message)
+    end
+  end
+end
+return moved

@@ -1,0 +1,23 @@
+-- Extend leases, only of runs that are leased under the caller's attempt.
+--
+-- FLAGS allow-oom
+-- USES core gates runs
+-- ARGV lease_ms int     length of the lease from now
+--      items    packed  a list of {run id, attempt}
+-- RETURN per item: ok | cancel (extended; someone asked for it to be cancelled) | ended | lost
+
+local answers = {}
+for i, item in ipairs(items) do
+  local run = load_run(item[1])
+  if not run then
+    answers[i] = 'lost'
+  elseif run.place == 'ended' and run.attempt == item[2] then
+    answers[i] = 'ended'
+  elseif run.place ~= 'leased' or run.attempt ~= item[2] or not redis.call('ZSCORE', prefix .. 'leases', run.id) then
+    answers[i] = 'lost'
+  else
+    write('ZADD', prefix .. 'leases', now + lease_ms, run.id)
+    answers[i] = run.state == 'Cancelling' and 'cancel' or 'ok'
+  end
+end
+return answers

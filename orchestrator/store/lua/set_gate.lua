@@ -1,0 +1,39 @@
+-- Limit, free, pause or resume a gate, and wake who may now go on.
+--
+-- Runs that are executing behind a gate without a limit hold no slot there; when it gets one, they are counted first.
+--
+-- USES core gates runs wake
+-- ARGV gate     str  the gate
+--      limit    str  how many at once; '' = as it is, 'none' = no limit
+--      paused   str  '1', '0', or '' = as it is
+--      strategy str  ENQUEUE or CANCEL_NEW; '' = as it is
+-- RETURN how many runs went on
+
+local set_now = find_gate(gate)
+local limited = set_now.limit
+if limit ~= '' then set_now.limit = tonumber(limit) end
+if paused ~= '' then set_now.paused = paused == '1' or nil end
+if strategy ~= '' then set_now.strategy = strategy end
+if set_now.limit and not limited then
+  set_now.used = redis.call('ZCARD', set_now.slots)
+  for _, id in ipairs(redis.call('ZRANGE', prefix .. 'leases', 0, 999)) do
+    local run = load_run(id)
+    if run and run.place == 'leased' and not held_gates(run)[gate] then
+      for _, name in ipairs(gate_names(run)) do
+        if name == gate then
+          write('ZADD', set_now.slots, now, slot(run, run.attempt))
+          set(run, 'gates', present(run.gates) and run.gates .. '\n' .. gate or gate)
+          set_now.used = set_now.used + 1
+        end
+      end
+    end
+  end
+end
+if set_now.limit or set_now.paused then
+  local text = cjson.encode({limit = set_now.limit, paused = set_now.paused, strategy = set_now.strategy})
+  write('HSET', prefix .. 'limits', gate, text)
+else
+  write('HDEL', prefix .. 'limits', gate)
+end
+emit('gate.changed', 'g', gate)
+return wake(gate)

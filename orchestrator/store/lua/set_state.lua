@@ -1,0 +1,51 @@
+-- Move one run to a state, if the table allows it: the worker that reports a start, or an operator's decision.
+--
+-- Under a fence (attempt > 0) only the lease holder of that attempt may write. Pending, Late, AwaitingConcurrencySlot and
+-- Cancelling are entered by their own operations only; an ended run is reopened by `retry` only; Running needs the fence.
+--
+-- FLAGS allow-oom
+-- USES core gates runs wake
+-- ARGV run     str  the run
+--      attempt int  the caller's attempt, 0 = an operator
+--      state   str  the state to enter
+--      label   str  its name where it has one of its own, else ''
+--      message str  why
+--      due     str  for Scheduled and AwaitingRetry: when, ms; '' = now
+--      wait_ms int  for Paused and Suspended: how long it may wait
+-- RETURN {'ok', state before} | {'refused', state} | {'superseded', attempt} | {'missing', ''}
+
+local REACHABLE = {
+  Scheduled = true, AwaitingRetry = true, Running = true, Paused = true, Suspended = true,
+  Completed = true, Failed = true, Crashed = true, Cancelled = true,
+}
+local ENDS = {Completed = true, Failed = true, Crashed = true, Cancelled = true}
+
+local found = load_run(run)
+if not found then return {'missing', ''} end
+if attempt > 0 and (found.place ~= 'leased' or found.attempt ~= attempt) then return {'superseded', found.attempt} end
+local before = found.state
+if found.place == 'ended' or not REACHABLE[state] or not TRANSITIONS[before][state] or (state == 'Running' and attempt == 0) then
+  return {'refused', before}
+end
+if state == 'Running' then
+  enter(found, state, message, label)
+  set(found, 'starts', found.starts + 1)
+  if found.started == '' then set(found, 'started', now) end
+  return {'ok', before}
+end
+if not ENDS[state] and state ~= 'Paused' and state ~= 'Suspended' and not present(found.pool) then return {'refused', before} end
+if found.place == 'leased' then record_outcome(found, state) end
+leave_and_free(found)
+if state == 'Scheduled' or state == 'AwaitingRetry' then set(found, 'ready', math.max(tonumber(due) or now, now)) end
+enter(found, state, message, label)
+if ENDS[state] then
+  to_ended(found)
+elseif state == 'Paused' or state == 'Suspended' then
+  to_paused(found, now + wait_ms)
+elseif found.ready <= now and state == 'Scheduled' then
+  to_queue(found)
+else
+  to_due(found, found.ready)
+end
+wake_freed()
+return {'ok', before}

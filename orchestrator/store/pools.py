@@ -1,0 +1,354 @@
+"""Work pools, their work queues, and the workers that poll them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import msgpack
+import redis
+
+from orchestrator import clock
+from orchestrator.exceptions import ObjectAlreadyExists, ObjectNotFound, OrchError, Refused
+from orchestrator.keys import GROUP, PRIORITIES, Keys, check_name, lengthen
+from orchestrator.models import Worker, WorkPool, WorkQueue
+from orchestrator.store.limits import Limits, pool_gate, queue_gate
+from orchestrator.store.runs import Delivery
+from orchestrator.store.scripts import Scripts
+
+POOL_TYPES = ("process",)
+"""The types of work pool that this release can run."""
+
+
+class HeartbeatAnswer(NamedTuple):
+    """What a heartbeat learns: whether any scheduler lives, how many workers live, and Redis's clock in ms."""
+
+    scheduler_alive: bool
+    workers: int
+    now_ms: int
+
+
+class Control(NamedTuple):
+    """One message to a worker: ``what`` is cancel; ``run`` whom it concerns; ``id`` the place to read on from."""
+
+    id: str
+    what: str
+    run: str
+
+
+class Pools:
+    """Pools, queues and workers of one namespace.
+
+    ``blocking`` is a connection whose socket timeout is above any block, used by the two waits alone.
+    """
+
+    def __init__(
+        self, client: redis.Redis, blocking: redis.Redis, scripts: Scripts, names: Keys, limits: Limits, silence: timedelta
+    ) -> None:
+        self._client = client
+        self._blocking = blocking
+        self._scripts = scripts
+        self._keys = names
+        self._limits = limits
+        self._silence_ms = round(silence / timedelta(milliseconds=1))
+
+    # --- pools ---------------------------------------------------------------------------------------------------------
+
+    def create(
+        self,
+        name: str,
+        type: str = "process",
+        *,
+        concurrency_limit: int | None = None,
+        description: str = "",
+        base_job_template: dict[str, Any] | None = None,
+        paused: bool = False,
+    ) -> WorkPool:
+        """Create a pool with its queue ``default``. Raises ObjectAlreadyExists, InvalidName, and OrchError for an unknown type."""
+        check_name("work pool", name)
+        if type not in POOL_TYPES:
+            raise OrchError(f"There is no work pool type {type!r}.", hint=f"Types: {', '.join(POOL_TYPES)}")
+        fields = ["type", type, "description", description, "template", msgpack.packb(base_job_template or {})]
+        if self._create_queue(name, WorkQueue("default", name), fields) == "existing":
+            raise ObjectAlreadyExists(f"There is a work pool {name!r} already.", hint=f"Look at it with: orch work-pool inspect '{name}'")
+        if concurrency_limit is not None:
+            self._limits.set(pool_gate(name), concurrency_limit)
+        if paused:
+            self._limits.pause(pool_gate(name))
+        return self.get(name)
+
+    def get(self, name: str) -> WorkPool:
+        """One pool with its queues. Raises ObjectNotFound."""
+        stored = self._client.hgetall(self._keys.pool(name))
+        if not stored:
+            raise ObjectNotFound(
+                f"There is no work pool {name!r}.", hint=f"Create it with: orch work-pool create '{name}' --type process"
+            )
+        gate = self._limits.get(pool_gate(name), shown=0)
+        polling = [worker for worker in self.workers(name) if worker.status != "OFFLINE"]
+        status = "PAUSED" if gate.paused else "READY" if polling else "NOT_READY"
+        return WorkPool(
+            name=name,
+            type=stored[b"type"].decode(),
+            description=stored.get(b"description", b"").decode(),
+            concurrency_limit=gate.limit,
+            paused=gate.paused,
+            base_job_template=msgpack.unpackb(stored[b"template"]) if stored.get(b"template") else {},
+            queues=self.queues(name),
+            status=status,
+            workers=len(polling),
+            slots_used=gate.used if gate.limit is not None else sum(worker.running for worker in polling),
+            created=clock.from_ms(int(stored[b"created"])),
+        )
+
+    def names(self) -> list[str]:
+        """All pools' names, sorted."""
+        return sorted(name.decode() for name in self._client.zrange(self._keys.pools, 0, -1))
+
+    def list(self) -> list[WorkPool]:
+        """All pools by name."""
+        return [self.get(name) for name in self.names()]
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a pool."""
+        return bool(self._client.exists(self._keys.pool(name)))
+
+    def set_concurrency_limit(self, name: str, limit: int | None) -> None:
+        """At most so many runs of the pool at once; None = no limit. Waiters go on where there is room."""
+        self._require(name)
+        self._limits.set(pool_gate(name), limit)
+
+    def pause(self, name: str) -> None:
+        """Start no run of the pool until ``resume``. Runs that are queued wait; those that execute go on."""
+        self._require(name)
+        self._limits.pause(pool_gate(name))
+
+    def resume(self, name: str) -> int:
+        """Start runs of the pool again. How many waiters went on at once."""
+        self._require(name)
+        return self._limits.resume(pool_gate(name))
+
+    def delete(self, name: str) -> None:
+        """Remove a pool. Refused while workers poll it or runs are queued or executing in it."""
+        pool = self.get(name)
+        if pool.workers:
+            raise Refused(f"{pool.workers} workers poll the work pool {name!r}.", hint="Stop them first.")
+        waiting = sum(queue.depth for queue in pool.queues) + int(self._client.zcard(self._keys.parked(pool_gate(name))))
+        if waiting:
+            raise Refused(
+                f"{waiting} runs wait in the work pool {name!r}.",
+                hint=f"Cancel them first: orch flow-run cancel --pool '{name}' --all",
+            )
+        pipeline = self._client.pipeline(transaction=True)
+        for queue in pool.queues:
+            pipeline.delete(*self._queue_streams(name, queue.name))
+            pipeline.hdel(self._keys.limits, queue_gate(name, queue.name))
+        pipeline.hdel(self._keys.limits, pool_gate(name))
+        pipeline.delete(self._keys.pool(name), self._keys.queues(name), self._keys.resumed(name))
+        pipeline.zrem(self._keys.pools, name)
+        pipeline.execute()
+
+    def _require(self, name: str) -> None:
+        if not self.exists(name):
+            self.get(name)
+
+    # --- queues --------------------------------------------------------------------------------------------------------
+
+    def create_queue(
+        self, pool: str, name: str, *, priority: int | None = None, concurrency_limit: int | None = None, description: str = ""
+    ) -> WorkQueue:
+        """Add a work queue. Lower priority numbers are read first; the default is behind all others."""
+        check_name("work queue", name)
+        self._require(pool)
+        others = self.queues(pool)
+        if priority is None:
+            priority = max((queue.priority for queue in others), default=0) + 1
+        if self._create_queue(pool, WorkQueue(name, pool, priority, description=description), []) == "existing":
+            raise ObjectAlreadyExists(f"The work pool {pool!r} has a work queue {name!r} already.")
+        if concurrency_limit is not None:
+            self._limits.set(queue_gate(pool, name), concurrency_limit)
+        return self.get_queue(pool, name)
+
+    def _create_queue(self, pool: str, queue: WorkQueue, fields: Sequence[Any]) -> str:
+        streams = [*self._queue_streams(pool, queue.name), self._keys.resumed(pool)]
+        answer: bytes = self._scripts.call(
+            "create_pool",
+            pool=pool,
+            fields=list(fields),
+            queue=queue.name,
+            packed_queue=msgpack.packb([queue.priority, queue.description]),
+            streams=[stream.removeprefix(self._keys.prefix) for stream in streams],
+        )
+        return answer.decode()
+
+    def _queue_streams(self, pool: str, queue: str) -> list[str]:
+        return [self._keys.queue(pool, queue, priority) for priority in PRIORITIES]
+
+    def queues(self, pool: str) -> list[WorkQueue]:
+        """A pool's work queues in the order in which workers read them."""
+        stored = self._client.hgetall(self._keys.queues(pool))
+        settings = self._limits.settings()
+        found = []
+        for name, packed in stored.items():
+            text = name.decode()
+            priority, description = msgpack.unpackb(packed)
+            gate = settings.get(queue_gate(pool, text), {})
+            depth = sum(int(self._client.xlen(stream)) for stream in self._queue_streams(pool, text))
+            found.append(WorkQueue(text, pool, priority, gate.get("limit"), bool(gate.get("paused")), description, depth))
+        return sorted(found, key=lambda queue: (queue.priority, queue.name))
+
+    def get_queue(self, pool: str, name: str) -> WorkQueue:
+        """One work queue. Raises ObjectNotFound."""
+        self._require(pool)
+        for queue in self.queues(pool):
+            if queue.name == name:
+                return queue
+        raise ObjectNotFound(
+            f"The work pool {pool!r} has no work queue {name!r}.",
+            hint=f"Create it with: orch work-queue create '{name}' --pool '{pool}'",
+        )
+
+    def set_queue_limit(self, pool: str, name: str, limit: int | None) -> None:
+        """At most so many runs of the queue at once; None = no limit."""
+        self.get_queue(pool, name)
+        self._limits.set(queue_gate(pool, name), limit)
+
+    def pause_queue(self, pool: str, name: str) -> None:
+        """Start no run of the queue until it is resumed."""
+        self.get_queue(pool, name)
+        self._limits.pause(queue_gate(pool, name))
+
+    def resume_queue(self, pool: str, name: str) -> int:
+        """Start runs of the queue again."""
+        self.get_queue(pool, name)
+        return self._limits.resume(queue_gate(pool, name))
+
+    def delete_queue(self, pool: str, name: str) -> None:
+        """Remove a work queue. Refused for the queue ``default`` and while runs wait in it."""
+        queue = self.get_queue(pool, name)
+        waiting = queue.depth + int(self._client.zcard(self._keys.parked(queue_gate(pool, name))))
+        if name == "default" or waiting:
+            reason = "is the pool's own" if name == "default" else f"holds {waiting} runs"
+            raise Refused(f"The work queue {name!r} of {pool!r} {reason}.", hint="Cancel or finish its runs first.")
+        pipeline = self._client.pipeline(transaction=True)
+        pipeline.delete(*self._queue_streams(pool, name))
+        pipeline.hdel(self._keys.limits, queue_gate(pool, name))
+        pipeline.hdel(self._keys.queues(pool), name)
+        pipeline.execute()
+
+    # --- workers -------------------------------------------------------------------------------------------------------
+
+    def heartbeat(self, worker: Worker) -> HeartbeatAnswer:
+        """Say that a worker lives, and how it is."""
+        fields: list[Any] = [
+            *("pool", worker.pool, "type", worker.type, "host", worker.host, "pid", worker.pid, "version", worker.version),
+            *("python", worker.python, "limit", worker.limit, "running", worker.running, "queues", "\n".join(worker.queues)),
+            *("started", clock.to_ms(worker.started), "status", worker.status, "clock", clock.now_ms()),
+        ]
+        return self._heartbeat("workers", worker.name, fields)
+
+    def scheduler_heartbeat(self, name: str) -> HeartbeatAnswer:
+        """Say that a scheduler lives."""
+        return self._heartbeat("schedulers", name, [])
+
+    def _heartbeat(self, kind: str, name: str, fields: Sequence[Any]) -> HeartbeatAnswer:
+        answer = self._scripts.call("heartbeat", kind=kind, name=name, fields=list(fields), alive_ms=self._silence_ms)
+        schedulers, workers, now_ms = map(int, answer)
+        return HeartbeatAnswer(schedulers > 0, workers, now_ms)
+
+    def leave(self, worker: str, pool: str, queues: Sequence[str]) -> None:
+        """A worker is gone for good: it and its consumers disappear."""
+        streams = [self._keys.resumed(pool), *(s for queue in queues for s in self._queue_streams(pool, queue))]
+        self._scripts.call("leave", kind="workers", name=worker, streams=[s.removeprefix(self._keys.prefix) for s in streams])
+
+    def scheduler_leaves(self, name: str) -> None:
+        """A scheduler is gone for good."""
+        self._scripts.call("leave", kind="schedulers", name=name, streams=[])
+
+    def schedulers(self) -> list[str]:
+        """Names of the schedulers that live."""
+        since = self._now_ms() - self._silence_ms
+        return [name.decode() for name in self._client.zrange(self._keys.schedulers, since, "+inf", byscore=True)]
+
+    def workers(self, pool: str | None = None) -> list[Worker]:
+        """Workers heard of in the last hour, by name; those of one pool, or all."""
+        names = self._client.zrange(self._keys.workers, 0, -1)
+        pipeline = self._client.pipeline(transaction=False)
+        for name in names:
+            pipeline.hgetall(self._keys.worker(name.decode()))
+        now_ms = self._now_ms()
+        found = [self._read_worker(name.decode(), fields, now_ms) for name, fields in zip(names, pipeline.execute(), strict=True) if fields]
+        return sorted((worker for worker in found if pool in (None, worker.pool)), key=lambda worker: worker.name)
+
+    def forget_silent_workers(self, silence: timedelta = timedelta(hours=1)) -> int:
+        """Remove workers and schedulers that have been silent for long, with their consumers. How many."""
+        before = self._now_ms() - round(silence / timedelta(milliseconds=1))
+        gone = [name.decode() for name in self._client.zrange(self._keys.workers, "-inf", before, byscore=True, offset=0, num=100)]
+        pools = [(pool, [queue.name for queue in self.queues(pool)]) for pool in self.names()] if gone else []
+        for name in gone:
+            for pool, queues in pools:
+                self.leave(name, pool, queues)
+        self._client.zremrangebyscore(self._keys.schedulers, "-inf", before)
+        return len(gone)
+
+    def _read_worker(self, name: str, fields: dict[bytes, bytes], now_ms: int) -> Worker:
+        heartbeat_ms = int(fields[b"heartbeat"])
+        silent = now_ms - heartbeat_ms > self._silence_ms
+        queues = fields.get(b"queues", b"").decode()
+        return Worker(
+            name=name,
+            pool=fields[b"pool"].decode(),
+            type=fields[b"type"].decode(),
+            host=fields[b"host"].decode(),
+            pid=int(fields[b"pid"]),
+            version=fields[b"version"].decode(),
+            python=fields[b"python"].decode(),
+            limit=int(fields[b"limit"]),
+            running=int(fields[b"running"]),
+            queues=tuple(queues.split("\n")) if queues else (),
+            started=clock.from_ms(int(fields[b"started"])),
+            heartbeat=clock.from_ms(heartbeat_ms),
+            status="OFFLINE" if silent else fields[b"status"].decode(),
+            clock_skew=timedelta(milliseconds=int(fields[b"clock"]) - heartbeat_ms),
+        )
+
+    def _now_ms(self) -> int:
+        seconds, micros = self._client.time()
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    # --- waiting -------------------------------------------------------------------------------------------------------
+
+    def wait_for_runs(
+        self, pool: str, worker: str, queues: Sequence[str], block: timedelta, *, recover: bool = False
+    ) -> list[Delivery]:
+        """Block until a run is queued, or the time is over ([]). One message of each stream that has any.
+
+        ``recover`` reads, without blocking, what this worker was handed before its connection broke.
+        """
+        streams = [self._keys.resumed(pool), *(s for queue in queues for s in self._queue_streams(pool, queue))]
+        block_ms = None if recover else max(1, round(block / timedelta(milliseconds=1)))
+        from_id = "0" if recover else ">"
+        reply = self._blocking.xreadgroup(
+            GROUP, worker, {stream: from_id for stream in streams}, count=100 if recover else 1, block=block_ms
+        )
+        return [
+            Delivery(stream.decode().removeprefix(self._keys.prefix), entry.decode(), lengthen(fields[b"r"]))
+            for stream, entries in reply or []
+            for entry, fields in entries
+            if fields
+        ]
+
+    def wait_for_control(self, worker: str, after: str, block: timedelta) -> list[Control]:
+        """Block until this worker is told something behind ``after`` ('0' = from the beginning), or the time is over ([])."""
+        block_ms = max(1, round(block / timedelta(milliseconds=1)))
+        reply = self._blocking.xread({self._keys.control(worker): after}, count=100, block=block_ms)
+        return [
+            Control(entry.decode(), fields[b"c"].decode(), lengthen(fields[b"r"])) for _, entries in reply or [] for entry, fields in entries
+        ]
+
+    def wait_for_signal(self, after: str, block: timedelta) -> str:
+        """Block until the next due time may have changed, or the time is over. The place to wait from next ('$' at first)."""
+        block_ms = max(1, round(block / timedelta(milliseconds=1)))
+        reply = self._blocking.xread({self._keys.signals: after}, block=block_ms)
+        return reply[0][1][-1][0].decode() if reply else after

@@ -1,0 +1,638 @@
+"""Runs: one method per atomic operation, and the reading of single runs, their logs and their task runs.
+
+Every answer that the scripts give is a value here too; exceptions mean that Redis could not be reached or that no such run
+exists where one must. See the header of ``lua/<operation>.lua`` for what each does in Redis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+import msgpack
+import redis
+
+from orchestrator import clock, keys
+from orchestrator.exceptions import ObjectNotFound, PayloadTooLarge
+from orchestrator.keys import Keys, lengthen, shorten
+from orchestrator.models import Created, Deployment, HistoryEntry, LogLine, NewRun, Run, Schedule, TaskRun
+from orchestrator.states import STATE_TYPES, State, StateType, canonical_name
+from orchestrator.store.scripts import Scripts
+
+INLINE_LIMIT = 256 * 1024
+"""Bytes of packed parameters, or of a packed result, that a run may carry."""
+
+LOG_LINES_KEPT = 100_000
+_LATE_AFTER_MS = 15_000
+_DEFAULT_PAUSE = timedelta(hours=1)
+
+
+class Delivery(NamedTuple):
+    """A message that a blocked read handed to this worker: the stream (below the prefix), the message's id, the run's id."""
+
+    stream: str
+    message: str
+    run: str
+
+
+@dataclass(slots=True)
+class ClaimedRun:
+    """All that a worker needs to execute a run that it now holds under ``attempt``.
+
+    ``run_count`` counts the starts of the body before this one; ``due`` is when the run was meant to start.
+    ``revision`` is that of the deployment, for caching what was loaded of it; 0 = the deployment is gone, or there is none.
+    """
+
+    id: str
+    attempt: int
+    run_count: int
+    crash_count: int
+    kind: str
+    flow: str
+    name: str
+    deployment: str | None
+    deployment_name: str | None
+    revision: int
+    parameters: dict[str, Any]
+    tags: tuple[str, ...]
+    pool: str
+    queue: str
+    due: datetime
+    parent: str | None
+    schedule: str | None
+    created_by: str = ""
+
+
+@dataclass(slots=True)
+class Claims:
+    """What a claim brought. ``parked``: (run, gate). ``more``: the script's bound was reached, claim again."""
+
+    claimed: list[ClaimedRun]
+    parked: list[tuple[str, str]]
+    gone: int
+    more: bool
+
+
+@dataclass(slots=True)
+class End:
+    """How an attempt ended. ``result`` is packed; ``retry_in`` goes with an AwaitingRetry state."""
+
+    run: str
+    attempt: int
+    state: State
+    result: bytes = b""
+    retry_in: timedelta | None = None
+
+
+class Released(NamedTuple):
+    """How many due runs were queued, and when the next one is due (None = none is waiting)."""
+
+    count: int
+    next_due: datetime | None
+
+
+class Lapsed(NamedTuple):
+    """What became of runs whose process is gone. ``seen`` counts leases looked at."""
+
+    requeued: int
+    crashed: int
+    cancelled: int
+    seen: int
+
+
+class Change(NamedTuple):
+    """The answer to a change of one run: ok, refused, superseded or missing; and the run's state."""
+
+    answer: str
+    state: str
+
+
+class Planned(NamedTuple):
+    """The answer to a plan: created or stale (the schedule changed, or another scheduler was first); and how many are new."""
+
+    answer: str
+    count: int
+
+
+def pack(value: Any) -> bytes:
+    """A value in the wire format: msgpack of None, bool, int, float, str, bytes, list and dict.
+
+    Raises PayloadTooLarge beyond 256 KiB, TypeError for other types.
+    """
+    packed: bytes = msgpack.packb(value, use_bin_type=True)
+    if len(packed) > INLINE_LIMIT:
+        raise PayloadTooLarge(
+            f"{len(packed):,} bytes are more than a run may carry ({INLINE_LIMIT:,}).",
+            hint="Put the data into a file or a table and pass its path or key.",
+        )
+    return packed
+
+
+def unpack(packed: bytes) -> Any:
+    """The value that ``pack`` was given (tuples come back as lists)."""
+    return msgpack.unpackb(packed, raw=False, strict_map_key=False)
+
+
+def _text(value: bytes) -> str:
+    return value.decode()
+
+
+def _moment(value: bytes | None) -> datetime | None:
+    return clock.from_ms(int(value)) if value else None
+
+
+class Runs:
+    """Operations on runs of one namespace."""
+
+    def __init__(self, client: redis.Redis, scripts: Scripts, names: Keys, lease: timedelta) -> None:
+        self._client = client
+        self._scripts = scripts
+        self._keys = names
+        self._lease_ms = round(lease / timedelta(milliseconds=1))
+
+    # --- birth -------------------------------------------------------------------------------------------------------
+
+    def create(self, runs: Sequence[NewRun]) -> list[Created]:
+        """Create runs, each if it does not exist yet by id or idempotency key. Due ones are queued at once.
+
+        Raises PayloadTooLarge before anything is written.
+        """
+        items = [self._new_item(run) for run in runs]
+        answers: list[Created] = []
+        for start in range(0, len(items), 100):
+            for answer, short, name in self._scripts.call("create", items=items[start : start + 100]):
+                answers.append(Created(lengthen(short), _text(answer), _text(name)))
+        return answers
+
+    def _new_item(self, run: NewRun) -> list[Any]:
+        run.id = run.id or keys.new_id()
+        idempotency = ""
+        if run.idempotency_key is not None:
+            scope = shorten(run.deployment) if run.deployment else run.flow
+            idempotency = self._keys.idempotency(scope, run.idempotency_key).removeprefix(self._keys.idempotency_prefix)
+        due = clock.to_ms(run.due) if run.due else None
+        expires = clock.to_ms(run.expires) if run.expires else None
+        return [shorten(run.id), due, idempotency, expires, list(run.tags), self._first_fields(run)]
+
+    def _first_fields(self, run: NewRun) -> list[Any]:
+        fields: list[Any] = [
+            *("kind", run.kind, "name", run.name, "flow", run.flow, "queue", run.queue),
+            *("prio", keys.PRIORITIES.index(run.priority), "budget", run.crash_budget),
+        ]
+        if run.parameters:
+            fields += ["params", pack(dict(run.parameters))]
+        optional = {
+            "pool": run.pool,
+            "dep": shorten(run.deployment) if run.deployment else "",
+            "parent": shorten(run.parent) if run.parent else "",
+            "by": run.created_by,
+        }
+        for name, value in optional.items():
+            if value:
+                fields += [name, value]
+        return fields
+
+    def create_leased(self, run: NewRun, worker: str) -> ClaimedRun:
+        """Create a run that ``worker`` is executing already: born Running under attempt 1, its lease begun.
+
+        For flows called in a plain process and for subflows. Idempotent by id.
+        """
+        run.id = run.id or keys.new_id()
+        _, attempt = self._scripts.call(
+            "create_leased",
+            id=shorten(run.id),
+            fields=self._first_fields(run),
+            tags=list(run.tags),
+            worker=worker,
+            lease_ms=self._lease_ms,
+        )
+        return ClaimedRun(
+            id=run.id,
+            attempt=int(attempt),
+            run_count=0,
+            crash_count=0,
+            kind=run.kind,
+            flow=run.flow,
+            name=run.name,
+            deployment=run.deployment,
+            deployment_name=None,
+            revision=0,
+            parameters=dict(run.parameters),
+            tags=run.tags,
+            pool=run.pool,
+            queue=run.queue,
+            due=run.due or clock.now(),
+            parent=run.parent,
+            schedule=None,
+            created_by=run.created_by,
+        )
+
+    def plan(
+        self,
+        deployment: Deployment,
+        schedule: Schedule,
+        fires: Sequence[tuple[str, str, datetime]],
+        *,
+        mark: datetime,
+        next_plan: datetime | None,
+    ) -> Planned:
+        """Turn a schedule's next fires (run id, run name, moment) into runs and move its mark, unless somebody else was first."""
+        template = NewRun(
+            flow=deployment.flow,
+            deployment=deployment.id,
+            pool=deployment.pool,
+            queue=deployment.queue,
+            parameters={**deployment.parameters, **schedule.parameters},
+            crash_budget=deployment.crash_budget,
+            created_by=f"schedule {schedule.slug}",
+        )
+        answer, count = self._scripts.call(
+            "plan",
+            deployment=shorten(deployment.id),
+            slug=schedule.slug,
+            generation=schedule.generation,
+            old_mark=clock.to_ms(schedule.mark) if schedule.mark else "",
+            new_mark=clock.to_ms(mark),
+            next_plan=clock.to_ms(next_plan) if next_plan else "",
+            fields=self._first_fields(template),
+            tags=list(deployment.tags),
+            items=[[shorten(run), clock.to_ms(at), name] for run, name, at in fires],
+        )
+        return Planned(_text(answer), int(count))
+
+    # --- work --------------------------------------------------------------------------------------------------------
+
+    def release_due(self, limit: int = 100) -> Released:
+        """Queue runs whose time has come, at most ``limit``."""
+        count, next_due = self._scripts.call("release_due", limit=limit)
+        return Released(int(count), _moment(next_due) if isinstance(next_due, bytes) else clock.from_ms(int(next_due)))
+
+    def claim(
+        self,
+        worker: str,
+        pool: str,
+        queues: Sequence[str],
+        free: int,
+        delivered: Sequence[Delivery] = (),
+        *,
+        start: bool = False,
+    ) -> Claims:
+        """Hand queued runs to a worker, at most ``free``, with leases and all their slots; park those that must wait.
+
+        ``queues`` in the order of priority; ``delivered`` what the worker's blocked read brought. With ``start`` the runs
+        enter Running at once. At most one caller gets a run per attempt; a lost race is an answer, not an exception.
+        """
+        return self._read_claims(pool, self._scripts.call("claim", **self._claim_arguments(worker, pool, queues, free, delivered, start)))
+
+    def finish_and_claim(
+        self, ends: Sequence[End], worker: str, pool: str, queues: Sequence[str], free: int
+    ) -> tuple[list[str], Claims]:
+        """``finish``, then ``claim``, in one round trip; ``free`` counts the slots that the ends make free."""
+        finished, claims = self._scripts.call_many(
+            [
+                ("finish", {"items": [self._end_item(end) for end in ends]}),
+                ("claim", self._claim_arguments(worker, pool, queues, free, (), False)),
+            ]
+        )
+        return [_text(answer[0]) for answer in finished], self._read_claims(pool, claims)
+
+    def streams(self, pool: str, queues: Sequence[str]) -> list[str]:
+        """The streams, below the prefix, that a worker of these queues reads, in order."""
+        names = [self._keys.resumed(pool), *(self._keys.queue(pool, q, p) for q in queues for p in keys.PRIORITIES)]
+        return [name.removeprefix(self._keys.prefix) for name in names]
+
+    def _claim_arguments(
+        self, worker: str, pool: str, queues: Sequence[str], free: int, delivered: Sequence[Delivery], start: bool
+    ) -> dict[str, Any]:
+        return {
+            "worker": worker,
+            "free": free,
+            "lease_ms": self._lease_ms,
+            "start": int(start),
+            "streams": self.streams(pool, queues),
+            "delivered": [[d.stream, d.message, shorten(d.run)] for d in delivered],
+        }
+
+    def _read_claims(self, pool: str, answer: Any) -> Claims:
+        claimed, parked, gone, more = answer
+        return Claims(
+            [self._read_claimed(pool, dict(zip(flat[::2], flat[1::2], strict=True))) for flat in claimed],
+            [(lengthen(run), _text(gate)) for run, gate in parked],
+            int(gone),
+            bool(more),
+        )
+
+    def _read_claimed(self, pool: str, fields: dict[bytes, Any]) -> ClaimedRun:
+        def reference(name: bytes) -> str | None:
+            return lengthen(fields[name]) if fields[name] else None
+
+        return ClaimedRun(
+            id=lengthen(fields[b"id"]),
+            attempt=int(fields[b"attempt"]),
+            run_count=int(fields[b"starts"]),
+            crash_count=int(fields[b"crashes"]),
+            kind=_text(fields[b"kind"]),
+            flow=_text(fields[b"flow"]),
+            name=_text(fields[b"name"]),
+            deployment=reference(b"dep"),
+            deployment_name=_text(fields[b"dep_name"]) or None,
+            revision=int(fields[b"revision"] or 0),
+            parameters=unpack(fields[b"params"]) if fields[b"params"] else {},
+            tags=tuple(_text(fields[b"tags"]).split("\n")) if fields[b"tags"] else (),
+            pool=pool,
+            queue=_text(fields[b"queue"]),
+            due=clock.from_ms(int(fields[b"due"])),
+            parent=reference(b"parent"),
+            schedule=_text(fields[b"sched"]) or None,
+            created_by=_text(fields[b"by"]),
+        )
+
+    def renew(self, leases: Sequence[tuple[str, int]]) -> list[str]:
+        """Extend leases (run, attempt). Per run: ok, cancel (extended, but it is to be stopped), ended, lost."""
+        if not leases:
+            return []
+        items = [[shorten(run), attempt] for run, attempt in leases]
+        return [_text(answer) for answer in self._scripts.call("renew", lease_ms=self._lease_ms, items=items)]
+
+    def finish(self, ends: Sequence[End]) -> list[str]:
+        """End attempts. Per end: ok, again (this attempt's end is recorded already), superseded (the fence has moved on)."""
+        if not ends:
+            return []
+        answers = self._scripts.call("finish", items=[self._end_item(end) for end in ends])
+        return [_text(answer[0]) for answer in answers]
+
+    def _end_item(self, end: End) -> list[Any]:
+        name = canonical_name(end.state.type, end.state.name)
+        retry_ms = round(end.retry_in / timedelta(milliseconds=1)) if end.retry_in is not None else 0
+        return [shorten(end.run), end.attempt, name, end.state.name, end.state.message, end.result, retry_ms]
+
+    def lapse(self, limit: int = 100) -> Lapsed:
+        """Charge a crash to runs whose lease is over; queue them again, or end them Crashed when their budget is spent."""
+        reason = "its worker did not renew the lease"
+        return Lapsed(*map(int, self._scripts.call("lapse", run="", attempt=0, reason=reason, limit=limit)))
+
+    def report_death(self, run: str, attempt: int, reason: str) -> Lapsed:
+        """The process that executed this attempt is dead: as ``lapse``, at once. ``seen`` is 1 whatever the fence said."""
+        return Lapsed(*map(int, self._scripts.call("lapse", run=shorten(run), attempt=attempt, reason=reason, limit=1)))
+
+    def hand_back(self, run: str, attempt: int) -> str:
+        """Give a run back unharmed; it goes to the front. ok or superseded."""
+        return _text(self._scripts.call("hand_back", run=shorten(run), attempt=attempt))
+
+    def redeliver(self, pool: str, queues: Sequence[str], *, worker: str = "", idle: timedelta = timedelta(seconds=2)) -> int:
+        """New messages for those that were handed out ``idle`` ago and not claimed (by ``worker``, or by anybody)."""
+        idle_ms = round(idle / timedelta(milliseconds=1))
+        streams = self.streams(pool, queues)
+        return int(self._scripts.call("redeliver", streams=streams, idle_ms=idle_ms, worker=worker, limit=100))
+
+    def wake(self, gate: str = "") -> int:
+        """Let waiters of a gate go on where there is room; with no gate, those of all gates that have some left over."""
+        return int(self._scripts.call("wake", gate=gate))
+
+    def expire(self) -> int:
+        """Cancel runs that waited past their expiry."""
+        return int(self._scripts.call("expire", limit=100))
+
+    def mark_late(self) -> int:
+        """Mark runs Late that are 15 s overdue in a queue."""
+        return int(self._scripts.call("mark_late", after_ms=_LATE_AFTER_MS, limit=100))
+
+    def time_out_paused(self) -> int:
+        """Fail paused runs that nobody resumed in time."""
+        return int(self._scripts.call("resume", run="", message="")[1])
+
+    # --- changes that someone asks for ---------------------------------------------------------------------------------
+
+    def cancel(self, run: str, message: str = "Cancelled on request.") -> Change:
+        """Stop a run: at once where it waits; where it executes it becomes Cancelling and its worker is told."""
+        return self._change("cancel", run=shorten(run), message=message)
+
+    def pause(self, run: str, attempt: int, *, timeout: timedelta = _DEFAULT_PAUSE, suspend: bool = True, message: str = "") -> Change:
+        """A running run waits for a person, its attempt over and its slots free. Nobody in ``timeout``: it fails."""
+        return self._change(
+            "pause",
+            run=shorten(run),
+            attempt=attempt,
+            state="Suspended" if suspend else "Paused",
+            message=message,
+            timeout_ms=round(timeout / timedelta(milliseconds=1)),
+        )
+
+    def resume(self, run: str, message: str = "Resumed on request.") -> Change:
+        """Let a paused run go on, at the front of its pool."""
+        return self._change("resume", run=shorten(run), message=message)
+
+    def set_state(self, run: str, state: State, *, attempt: int = 0, due: datetime | None = None) -> Change:
+        """Enter a state if the table allows it: under a fence (the worker's), or as an operator (attempt 0)."""
+        return self._change("set_state", **self._set_state_arguments(run, state, attempt, due))
+
+    def start(self, starts: Sequence[tuple[str, int, str]]) -> list[Change]:
+        """Bodies have started: (run, attempt, the state's name) -> Running, run_count + 1. One round trip."""
+        calls = [
+            ("set_state", self._set_state_arguments(run, State(StateType.RUNNING, name), attempt, None)) for run, attempt, name in starts
+        ]
+        return [Change(_text(answer), _text(state) if isinstance(state, bytes) else str(state)) for answer, state in self._scripts.call_many(calls)]
+
+    def _set_state_arguments(self, run: str, state: State, attempt: int, due: datetime | None) -> dict[str, Any]:
+        return {
+            "run": shorten(run),
+            "attempt": attempt,
+            "state": canonical_name(state.type, state.name),
+            "label": state.name,
+            "message": state.message,
+            "due": clock.to_ms(due) if due else "",
+            "wait_ms": round(_DEFAULT_PAUSE / timedelta(milliseconds=1)),
+        }
+
+    def retry(self, run: str, message: str = "Retried on request.", parameters: Mapping[str, Any] | None = None) -> Change:
+        """Open an ended run again, with a fresh crash budget and, where given, other parameters."""
+        params = pack(dict(parameters)) if parameters is not None else ""
+        return self._change("retry", run=shorten(run), message=message, params=params)
+
+    def delete(self, runs: Iterable[str]) -> list[str]:
+        """Remove runs for good. Per run: ok, refused (a worker holds it: cancel it first), missing."""
+        shorts = [shorten(run) for run in runs]
+        answers: list[str] = []
+        for start in range(0, len(shorts), 100):
+            answers += map(_text, self._scripts.call("delete", runs=shorts[start : start + 100]))
+        return answers
+
+    def prune(self, before: datetime, limit: int = 100) -> int:
+        """Delete runs that ended before a moment, at most ``limit`` per end state."""
+        states = ("Completed", "Failed", "Crashed", "Cancelled")
+        calls = [("prune", {"state": state, "before_ms": clock.to_ms(before), "limit": limit}) for state in states]
+        return sum(int(count) for count in self._scripts.call_many(calls))
+
+    def _change(self, script: str, **arguments: Any) -> Change:
+        answer, state = self._scripts.call(script, **arguments)
+        return Change(_text(answer), _text(state) if isinstance(state, bytes) else str(state))
+
+    # --- what a run leaves behind --------------------------------------------------------------------------------------
+
+    def append_log(self, batches: Mapping[str, Sequence[LogLine]]) -> int:
+        """Append lines to runs' logs; lines of runs that do not exist are dropped. The number written."""
+        items = [[shorten(run), [_pack_line(line) for line in lines]] for run, lines in batches.items() if lines]
+        return int(self._scripts.call("append_log", items=items, kept=LOG_LINES_KEPT)) if items else 0
+
+    def read_log(self, run: str, after: str = "", limit: int = 1000) -> list[LogLine]:
+        """Lines of a run's log, oldest first, behind the line whose id is ``after``."""
+        entries = self._client.xrange(self._keys.log(shorten(run)), min=f"({after}" if after else "-", count=limit)
+        return [read_line(entry, fields[b"l"]) for entry, fields in entries]
+
+    def record_tasks(self, run: str, attempt: int, tasks: Sequence[TaskRun]) -> str:
+        """Record task runs of a flow run under its fence: ok or superseded."""
+        items: list[Any] = []
+        for task in tasks:
+            items += [shorten(task.id), _pack_task(task)]
+        return _text(self._scripts.call("record_tasks", run=shorten(run), attempt=attempt, items=items))
+
+    def tasks(self, run: str) -> list[TaskRun]:
+        """The task runs of a flow run, in the order of their start."""
+        stored = self._client.hgetall(self._keys.tasks(shorten(run)))
+        tasks = [_read_task(lengthen(short), packed) for short, packed in stored.items()]
+        return sorted(tasks, key=lambda task: (task.started or task.state.timestamp, task.id))
+
+    # --- reading -------------------------------------------------------------------------------------------------------
+
+    def get(self, run: str) -> Run:
+        """One run. Raises ObjectNotFound."""
+        found = self.get_many([run])[0]
+        if found is None:
+            raise ObjectNotFound(f"There is no flow run {run}.", hint="List runs with: orch flow-run ls")
+        return found
+
+    def get_many(self, runs: Sequence[str]) -> list[Run | None]:
+        """Runs in the order asked for, None for those that do not exist. Two round trips."""
+        pipeline = self._client.pipeline(transaction=False)
+        for run in runs:
+            pipeline.hgetall(self._keys.run(shorten(run)))
+        stored = pipeline.execute()
+        deployments = {fields[b"dep"] for fields in stored if fields.get(b"dep")}
+        for short in deployments:
+            pipeline.hget(self._keys.deployment(short.decode()), "name")
+        names = dict(zip(deployments, pipeline.execute(), strict=True)) if deployments else {}
+        return [_read_run(run, fields, names) if fields else None for run, fields in zip(runs, stored, strict=True)]
+
+    def result(self, run: str) -> bytes:
+        """The packed result of an ended run, empty where none is kept."""
+        return self._client.hget(self._keys.run(shorten(run)), "result") or b""
+
+    # --- mending -------------------------------------------------------------------------------------------------------
+
+    def reconcile(self, runs: Iterable[str], gates: Iterable[str] = ()) -> list[tuple[str, str]]:
+        """Mend runs and gates after a lost write: (what was mended, run id or gate). At most 100 runs a script call."""
+        shorts, names = [shorten(run) for run in runs], list(gates)
+        mended: list[tuple[str, str]] = []
+        for start in range(0, max(len(shorts), 1), 100):
+            batch = shorts[start : start + 100]
+            for what, subject in self._scripts.call("reconcile", runs=batch, names=names if start == 0 else []):
+                text = _text(subject)
+                mended.append((_text(what), text if text in names else lengthen(text)))
+        return mended
+
+    def everything(self) -> Iterable[str]:
+        """The ids of all runs, hashes and dangling members of the places alike; for reconciling. Not in any order."""
+        prefix = self._keys.run("").encode()
+        seen: set[bytes] = set()
+        for key in self._client.scan_iter(match=self._keys.run("*"), count=1000):
+            seen.add(key.removeprefix(prefix))
+        for place in (self._keys.due, self._keys.leases, self._keys.paused, self._keys.expires, self._keys.index("all")):
+            seen.update(member for member, _ in self._client.zscan_iter(place, count=1000))
+        return (lengthen(short) for short in seen)
+
+
+def _pack_line(line: LogLine) -> bytes:
+    packed: bytes = msgpack.packb([clock.to_ms(line.at), line.level, line.logger, line.message, line.attempt, line.task_run])
+    return packed
+
+
+def read_line(entry: bytes, packed: bytes) -> LogLine:
+    """One entry of a log stream."""
+    at, level, logger, message, attempt, task_run = msgpack.unpackb(packed)
+    return LogLine(clock.from_ms(at), level, logger, message, attempt, task_run, entry.decode())
+
+
+def _pack_task(task: TaskRun) -> bytes:
+    def ms(moment: datetime | None) -> int | None:
+        return clock.to_ms(moment) if moment else None
+
+    state = task.state
+    packed: bytes = msgpack.packb(
+        [
+            *(task.name, task.key, task.index, state.type.value, state.name, state.message, ms(state.timestamp)),
+            *(ms(task.started), ms(task.ended), task.run_count, list(task.upstream), task.parent, list(task.tags)),
+        ]
+    )
+    return packed
+
+
+def _read_task(task: str, packed: bytes) -> TaskRun:
+    def moment(ms: int | None) -> datetime | None:
+        return clock.from_ms(ms) if ms else None
+
+    name, key, index, kind, label, message, at, started, ended, count, upstream, parent, tags = msgpack.unpackb(packed)
+    return TaskRun(
+        id=task,
+        name=name,
+        key=key,
+        index=index,
+        state=State(StateType(kind), label, message, timestamp=clock.from_ms(at)),
+        started=moment(started),
+        ended=moment(ended),
+        run_count=count,
+        upstream=tuple(upstream),
+        parent=parent,
+        tags=tuple(tags),
+    )
+
+
+def _read_history(packed: bytes) -> list[HistoryEntry]:
+    unpacker = msgpack.Unpacker(raw=False)
+    unpacker.feed(packed)
+    return [HistoryEntry(name, clock.from_ms(int(at)), int(attempt), message) for name, at, attempt, message in unpacker]
+
+
+def _read_run(run: str, fields: dict[bytes, bytes], deployments: Mapping[bytes, bytes | None]) -> Run:
+    def text(name: bytes) -> str:
+        return fields.get(name, b"").decode()
+
+    def number(name: bytes, default: int = 0) -> int:
+        return int(fields.get(name, default))
+
+    name = text(b"state")
+    state = State(STATE_TYPES[name], text(b"label") or name, text(b"message"), timestamp=clock.from_ms(number(b"at")))
+    deployment = fields.get(b"dep")
+    deployment_name = deployments.get(deployment) if deployment else None
+    return Run(
+        id=run,
+        kind=text(b"kind"),
+        name=text(b"name"),
+        flow=text(b"flow"),
+        state=state,
+        place=text(b"place"),
+        gate=text(b"gate") or None,
+        deployment=lengthen(deployment) if deployment else None,
+        deployment_name=deployment_name.decode() if deployment_name else None,
+        pool=text(b"pool"),
+        queue=text(b"queue"),
+        priority=keys.PRIORITIES[number(b"prio", 1)],
+        parameters=unpack(fields[b"params"]) if fields.get(b"params") else {},
+        tags=tuple(text(b"tags").split("\n")) if fields.get(b"tags") else (),
+        created=clock.from_ms(number(b"created")),
+        due=clock.from_ms(number(b"ready") or number(b"due")),
+        started=_moment(fields.get(b"started")),
+        ended=_moment(fields.get(b"ended")),
+        attempt=number(b"attempt"),
+        run_count=number(b"starts"),
+        crash_count=number(b"crashes"),
+        crash_budget=number(b"budget", 1),
+        worker=text(b"worker") or None,
+        parent=lengthen(fields[b"parent"]) if fields.get(b"parent") else None,
+        schedule=text(b"sched") or None,
+        created_by=text(b"by"),
+        expires=_moment(fields.get(b"expires")),
+        history=_read_history(fields.get(b"history", b"")),
+        has_result=b"result" in fields,
+    )

@@ -1,0 +1,142 @@
+"""Loads lua/*.lua and calls them. The only module that knows that Lua exists.
+
+A script's header is its contract, and this loader enforces it: the names under ARGV become the Lua locals and the only
+keywords that a call accepts, in that order; USES names the shared parts (lua/lib) that are put in front; FLAGS become the
+shebang. What a name may hold: ``str`` (text or bytes), ``int``, ``packed`` (msgpack of lists, numbers, text and bytes).
+
+Every script gets KEYS[1], the namespace's prefix; ``now``, Redis's time in milliseconds, or the time that a test has frozen;
+and ``TRANSITIONS`` from states.py.
+
+Scripts are addressed by the hash of their text, so two releases share one server. A server that has lost its script cache
+answers NOSCRIPT; the script is then sent again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import msgpack
+import redis
+from redis.exceptions import NoScriptError
+
+from orchestrator.clock import FrozenClock
+from orchestrator.states import TRANSITIONS
+
+RETENTION_MS = 30 * 86_400_000
+EVENTS_KEPT = 100_000
+
+_ARGUMENT = re.compile(r"^-- (?:ARGV|    ) +(\w+) +(str|int|packed) +\S")
+
+
+@dataclass(frozen=True)
+class Script:
+    """One operation: its name, the arguments its header names (name, type), its full text and that text's hash."""
+
+    name: str
+    arguments: tuple[tuple[str, str], ...]
+    text: str
+    sha: str
+
+
+def _lua_table() -> str:
+    rows = (f"{name} = {{{', '.join(f'{to} = true' for to in sorted(following))}}}" for name, following in TRANSITIONS.items())
+    return f"local TRANSITIONS = {{{', '.join(rows)}}}\n"
+
+
+def _parse(name: str, source: str, library: Callable[[str], str]) -> Script:
+    header = [line for line in source.split("\n") if line.startswith("--")]
+    uses = next((line.removeprefix("-- USES ").split() for line in header if line.startswith("-- USES ")), [])
+    flags = next((line.removeprefix("-- FLAGS ").split() for line in header if line.startswith("-- FLAGS ")), [])
+    arguments = tuple(found.groups() for line in header if (found := _ARGUMENT.match(line)))
+    parts = [f"#!lua flags={','.join(flags)}\n"] if flags else []
+    parts += ["local prefix, now = KEYS[1], tonumber(ARGV[1])\n"]
+    parts += ["if not now then local t = redis.call('TIME'); now = t[1] * 1000 + math.floor(t[2] / 1000) end\n"]
+    parts += [f"local RETENTION_MS, EVENTS_KEPT = {RETENTION_MS}, {EVENTS_KEPT}\n", _lua_table()]
+    parts += [library(part) for part in uses]
+    read = {"str": "ARGV[{}]", "int": "tonumber(ARGV[{}])", "packed": "cmsgpack.unpack(ARGV[{}])"}
+    parts += [f"local {argument} = {read[kind].format(i)}\n" for i, (argument, kind) in enumerate(arguments, 2)]
+    parts += ["local function body()\n", source, "\nend\nlocal answer = body()\ncommit()\nreturn answer\n"]
+    text = "".join(parts)
+    return Script(name, arguments, text, hashlib.sha1(text.encode()).hexdigest())  # noqa: S324 - Redis's own address of a script
+
+
+@cache
+def load_scripts() -> dict[str, Script]:
+    """All scripts by name, read from the package once per process."""
+    folder = resources.files("orchestrator.store") / "lua"
+
+    @cache
+    def library(part: str) -> str:
+        return (folder / "lib" / f"{part}.lua").read_text()
+
+    files = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".lua"))
+    return {name[:-4]: _parse(name[:-4], (folder / name).read_text(), library) for name in files}
+
+
+class Scripts:
+    """The scripts, bound to a connection, a namespace's prefix and a clock (None = Redis's own)."""
+
+    def __init__(self, client: redis.Redis, prefix: str, clock: FrozenClock | None = None) -> None:
+        self._client = client
+        self._prefix = prefix
+        self._clock = clock
+        self._scripts = load_scripts()
+        self._sent: set[str] = set()
+
+    @property
+    def frozen_ms(self) -> int | None:
+        """The frozen clock's time where a test has one, else None."""
+        return None if self._clock is None else self._clock.ms
+
+    def call(self, name: str, **arguments: Any) -> Any:
+        """Run one script. Its keywords are those of its header, all of them."""
+        return self._evaluate(self._command(name, arguments))
+
+    def call_many(self, calls: Sequence[tuple[str, dict[str, Any]]]) -> list[Any]:
+        """Run several scripts in one round trip, in order; each is atomic, the sequence is not.
+
+        Raises the first error after all have been tried.
+        """
+        commands = [self._command(name, arguments) for name, arguments in calls]
+        if len(commands) == 1:
+            return [self._evaluate(commands[0])]
+        # EVALSHA in a pipeline cannot fall back by itself, so scripts go ahead of their first use.
+        unsent = {script.sha: script for script, _ in commands if script.sha not in self._sent}
+        pipeline = self._client.pipeline(transaction=False)
+        for script in unsent.values():
+            pipeline.execute_command("SCRIPT LOAD", script.text)
+        for script, arguments in commands:
+            pipeline.execute_command("EVALSHA", script.sha, 1, *arguments)
+        answers = pipeline.execute(raise_on_error=False)[len(unsent) :]
+        self._sent.update(unsent)
+        for i, answer in enumerate(answers):
+            if isinstance(answer, NoScriptError):
+                self._sent.clear()
+                answers[i] = self._evaluate(commands[i])
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return list(answers)
+
+    def _command(self, name: str, given: dict[str, Any]) -> tuple[Script, list[Any]]:
+        script = self._scripts[name]
+        if len(given) != len(script.arguments):
+            raise TypeError(f"{name} takes {[argument for argument, _ in script.arguments]}, got {sorted(given)}")
+        values: list[Any] = [self._prefix, "" if self._clock is None else self._clock.ms]
+        for argument, kind in script.arguments:
+            value = given[argument]
+            values.append(msgpack.packb(value, use_bin_type=False) if kind == "packed" else value)
+        return script, values
+
+    def _evaluate(self, command: tuple[Script, list[Any]]) -> Any:
+        script, arguments = command
+        try:
+            return self._client.execute_command("EVALSHA", script.sha, 1, *arguments)
+        except NoScriptError:
+            return self._client.execute_command("EVAL", script.text, 1, *arguments)
