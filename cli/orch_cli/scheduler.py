@@ -1,0 +1,33 @@
+"""``orch scheduler``."""
+
+from __future__ import annotations
+
+import click
+
+from orch_cli.commands import Noun
+
+
+@click.group("scheduler", cls=Noun, examples=("orch scheduler start",))
+def scheduler() -> None:
+    """Start schedulers.
+
+    A scheduler plans the runs of schedules, starts runs whose time has come and brings back runs whose worker died. Any number
+    can run at once.
+    """
+
+
+@scheduler.command("start", examples=("orch scheduler start", "orch scheduler start --metrics-port 9101"))
+@click.option(
+    "-n", "--name", metavar="NAME", default="", help="The scheduler's name; by default made of the host's and a number."
+)
+@click.option(
+    "--metrics-port", type=click.IntRange(0, 65535), metavar="PORT", help="Serve Prometheus metrics on this port; 0 picks one."
+)
+def start(name: str, metrics_port: int | None) -> int:
+    """Start a scheduler, in the foreground. Ctrl-C or SIGTERM stops it."""
+    from orch_scheduler.service import SchedulerOptions, run_scheduler
+
+    from orch_cli.connection import settings
+    from orch_cli.output import say
+
+    return run_scheduler(SchedulerOptions(name=name, metrics_port=metrics_port, settings=settings(), announce=say))

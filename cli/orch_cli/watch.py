@@ -1,0 +1,106 @@
+"""Watching a run: its log on stdout, its states on stderr, its outcome as the exit code."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from shlex import quote
+from typing import TYPE_CHECKING
+
+from orch_cli import output
+from orchestrator import clock
+from orchestrator.models import LogLine, Run, as_json
+from orchestrator.states import State, StateType
+
+if TYPE_CHECKING:
+    from orchestrator.store import Store
+
+TIMED_OUT = 124
+_EXIT_CODES = {StateType.COMPLETED: 0, StateType.FAILED: 1, StateType.CRASHED: 1, StateType.CANCELLED: 7}
+
+
+class TimeIsOver(Exception):
+    """The time given with ``--timeout`` is over."""
+
+
+def outcome(state: State) -> int:
+    """The exit code that an ended run stands for."""
+    return _EXIT_CODES[state.type]
+
+
+def watch_run(store: Store, run: Run, timeout: timedelta | None, out: output.Printer[Run]) -> int:
+    """Show the run's log and states until it ends; answer its outcome, or 124 when the time is over."""
+    explain_waiting(store, run)
+    last = ""
+    try:
+        for item in follow(store, run.id, timeout):
+            if isinstance(item, State):
+                if item.name != last and out.is_for_people:
+                    output.say_state(run.name, item)
+                last = item.name
+            elif out.is_for_people:
+                output.write_log_line(item.at, item.level, item.logger, item.message)
+            elif out.format == "jsonl":
+                output.write_json_line(as_json(item))
+    except TimeIsOver:
+        output.say(f"Stopped watching after {output.duration_text(timeout or timedelta())}. The run goes on.")
+        output.say_hint(f"Watch it again with: orch flow-run watch {run.id}")
+        return TIMED_OUT
+    except KeyboardInterrupt:
+        output.say("\nStopped watching. The run goes on.")
+        output.say_hint(f"Watch it again with: orch flow-run watch {run.id}, or stop it with: orch flow-run cancel {run.id}")
+        raise
+    ended = store.runs.get(run.id)
+    if ended.state.name != last and out.is_for_people:
+        output.say_state(run.name, ended.state)
+    if not out.is_for_people and out.format != "jsonl":
+        out.one(ended)
+    return outcome(ended.state)
+
+
+def follow(store: Store, run: str, timeout: timedelta | None) -> Iterator[LogLine | State]:
+    """The run's log lines and states as they come, until it has ended. Raises TimeIsOver."""
+    if timeout is None:
+        yield from store.queries.follow(run)
+        return
+    items: queue.Queue[LogLine | State | BaseException | None] = queue.Queue()
+
+    def read() -> None:
+        try:
+            for item in store.queries.follow(run):
+                items.put(item)
+            items.put(None)
+        except BaseException as error:
+            items.put(error)
+
+    threading.Thread(target=read, daemon=True).start()
+    end = clock.monotonic() + timeout.total_seconds()
+    while True:
+        try:
+            item = items.get(timeout=max(0.0, end - clock.monotonic()))
+        except queue.Empty:
+            raise TimeIsOver from None
+        if item is None:
+            return
+        if isinstance(item, BaseException):
+            raise item
+        yield item
+
+
+def explain_waiting(store: Store, run: Run) -> None:
+    """Say what a run that has not started waits for, where a person has to do something about it."""
+    if run.is_terminal or run.place == "leased" or not run.pool:
+        return
+    pool = store.pools.get(run.pool)
+    if pool.paused:
+        output.warn(
+            f"Work pool '{pool.name}' is paused; the run waits.",
+            hint=f"Resume it with: orch work-pool resume {quote(pool.name)}",
+        )
+    elif pool.workers == 0:
+        output.warn(
+            f"No worker polls work pool '{pool.name}'; the run waits.",
+            hint=f"Start one in another terminal with: orch worker start --pool {quote(pool.name)}",
+        )

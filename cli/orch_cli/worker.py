@@ -1,0 +1,75 @@
+"""``orch worker``."""
+
+from __future__ import annotations
+
+import click
+
+from orch_cli import output
+from orch_cli.commands import Noun
+from orch_cli.completion import complete_pool
+from orch_cli.connection import open_store, settings
+from orch_cli.options import pool_option
+from orch_cli.output import Printer, shows
+from orch_cli.views import WORKER
+from orch_cli.work_pool import POOL_TYPES
+from orchestrator.models import Worker
+
+
+@click.group("worker", cls=Noun, examples=("orch worker start --pool etl", "orch worker ls"))
+def worker() -> None:
+    """Start workers and show those that run."""
+
+
+@worker.command(
+    "start",
+    examples=(
+        "orch worker start --pool etl",
+        "orch worker start --pool etl --limit 4 --name blue --work-queue urgent",
+        "orch worker start --pool etl --burst",
+    ),
+)
+@pool_option(required=True)
+@click.option("-n", "--name", metavar="NAME", default="", help="The worker's name; by default made of the host's and a number.")
+@click.option(
+    "-t", "--type", "kind", type=click.Choice(POOL_TYPES), default="process", show_default=True, help="How it runs flows."
+)
+@click.option("-l", "--limit", type=click.IntRange(min=1), metavar="N", help="At most N runs at a time.")
+@click.option(
+    "-q", "--work-queue", "queues", multiple=True, metavar="NAME", help="Only this queue of the pool. Can be given again."
+)
+@click.option("--burst", is_flag=True, help="End when nothing is left to do.")
+@click.option(
+    "--metrics-port", type=click.IntRange(0, 65535), metavar="PORT", help="Serve Prometheus metrics on this port; 0 picks one."
+)
+def start(
+    pool: str, name: str, kind: str, limit: int | None, queues: tuple[str, ...], burst: bool, metrics_port: int | None
+) -> int:
+    """Start a worker, in the foreground.
+
+    The first Ctrl-C (or SIGTERM) takes no new runs and lets those that run end; the second stops now.
+    """
+    from orch_workers.base import DEFAULT_LIMIT, WorkerOptions
+    from orch_workers.runner import run_worker
+
+    return run_worker(
+        WorkerOptions(
+            pool=pool,
+            name=name,
+            type=kind,
+            limit=limit or DEFAULT_LIMIT,
+            queues=queues,
+            burst=burst,
+            metrics_port=metrics_port,
+            settings=settings(),
+            announce=output.say,
+        )
+    )
+
+
+@worker.command("ls", examples=("orch worker ls", "orch worker ls --pool etl -o wide"))
+@click.option("-p", "--pool", metavar="NAME", shell_complete=complete_pool, help="Only workers of this work pool.")
+@shows(WORKER, many=True)
+def ls(out: Printer[Worker], pool: str | None) -> None:
+    """List workers."""
+    with open_store() as store:
+        out.many(store.pools.workers(pool))
