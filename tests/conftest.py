@@ -1,0 +1,141 @@
+"""Fixtures for all tests: an environment without Orch's variables, one Redis for the session, a store in a fresh namespace."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import shutil
+import signal
+import tempfile
+import uuid
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import RedisServer, eventually
+from orchestrator.settings import Settings
+from orchestrator.store import embedded
+
+if TYPE_CHECKING:
+    from orchestrator.store import Store
+
+MARK = "ORCHTEST_SESSION"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _clean_environment() -> Iterator[None]:
+    """No variable of the person who runs the tests reaches them, and no process outlives them."""
+    home = tempfile.mkdtemp(prefix="orch-home-")
+    session = uuid.uuid4().hex
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("ORCH_")]:
+            patch.delenv(name)
+        for name in ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE"):
+            patch.delenv(name, raising=False)
+        patch.setenv("ORCH_HOME", home)
+        patch.setenv(MARK, session)
+        yield
+        embedded.stop(Path(home))
+        shutil.rmtree(home, ignore_errors=True)
+        _expect_no_process(session)
+
+
+@pytest.fixture
+def orch_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An ORCH_HOME of the test's own; a private server that the test starts there is stopped."""
+    home = Path(tempfile.mkdtemp(prefix="orch-home-"))
+    monkeypatch.setenv("ORCH_HOME", str(home))
+    yield home
+    embedded.stop(home, timeout=timedelta(seconds=20))
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[RedisServer]:
+    """One private Valkey for the session. A test that harms its server starts a ``RedisServer`` of its own."""
+    server = RedisServer().start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def settings(server: RedisServer, tmp_path: Path) -> Settings:
+    """Settings for the session's server and a namespace that nobody else uses."""
+    return Settings(home=tmp_path, redis_url=server.url, namespace=f"t-{uuid.uuid4().hex[:12]}", redis_retry_s=5.0)
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[Store]:
+    """A store in a fresh namespace. Afterwards every invariant must hold, and nothing is left of it."""
+    from orchestrator.store import open_store
+
+    with open_store(settings) as store:
+        yield store
+        _expect_invariants(store)
+    _delete_namespace(settings)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """REQUIRE_ALL=1: a test that could not run is a failure."""
+    if os.environ.get("REQUIRE_ALL") == "1" and _skipped(session.config) and session.exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Name what could not run here, and what it would need."""
+    for place, reason in _skipped(config):
+        terminalreporter.write_line(f"could not run {place}: {reason}")
+
+
+def _skipped(config: pytest.Config) -> list[tuple[str, str]]:
+    """Where a skipped test is, and why it was skipped."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    reports = reporter.stats.get("skipped", []) if reporter else []
+    return [(report.nodeid, str(report.longrepr[2]).removeprefix("Skipped: ")) for report in reports]
+
+
+def _expect_invariants(store: Store) -> None:
+    """Fail with each broken invariant."""
+    if importlib.util.find_spec("orchestrator.store.invariants") is None:
+        return
+    broken = importlib.import_module("orchestrator.store.invariants").check(store)
+    assert not broken, "\n".join(map(str, broken))
+
+
+def _delete_namespace(settings: Settings) -> None:
+    from orchestrator.keys import Keys
+    from orchestrator.store.connection import connect
+
+    assert settings.redis_url is not None
+    with connect(settings.redis_url, settings) as client:
+        for key in client.scan_iter(f"{Keys(settings.namespace)}*", count=1000):
+            client.unlink(key)
+
+
+def _expect_no_process(session: str) -> None:
+    """Fail if a process that a test started is still there, and end it. Linux only: it reads the environment of each."""
+    if not Path("/proc/self/environ").exists():
+        return
+
+    def left() -> dict[int, str]:
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if f"{MARK}={session}".encode() in (folder / "environ").read_bytes() and int(folder.name) != os.getpid():
+                    found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+        return found
+
+    try:
+        eventually(lambda: not left(), timeout=10)
+    except pytest.fail.Exception:
+        processes = left()
+        for pid in processes:
+            os.kill(pid, signal.SIGKILL)
+        pytest.fail(f"Tests left processes behind: {processes}")
