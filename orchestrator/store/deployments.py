@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgpack
@@ -184,14 +184,15 @@ class Deployments:
                 found.append((deployment, schedule))
         return found
 
-    def next_planning(self) -> int | None:
-        """When the next schedule wants planning, ms; None = never."""
-        first = self._client.zrange(self._keys.planning, 0, 0, withscores=True)
-        return int(first[0][1]) if first else None
+    def postpone_planning(self, deployment: Deployment, schedule: Schedule, until: datetime) -> None:
+        """Leave a schedule that cannot be planned alone for a while."""
+        member = f"{shorten(deployment.id)}:{schedule.slug}"
+        self._client.zadd(self._keys.planning, {member: clock.to_ms(until)}, xx=True)
 
-    def planned(self, deployment: Deployment, schedule: Schedule) -> int:
-        """How many runs of a schedule stand ready that are not due yet."""
-        return int(self._client.zcard(self._keys.planned(shorten(deployment.id), schedule.slug)))
+    def planned(self, deployment: Deployment, schedule: Schedule, now: datetime) -> int:
+        """How many runs of a schedule stand ready that are due after ``now``."""
+        key = self._keys.planned(shorten(deployment.id), schedule.slug)
+        return int(self._client.zcount(key, f"({clock.to_ms(now)}", "+inf"))
 
     def flows(self) -> list[str]:
         """Names of all flows that have been deployed or run, sorted."""

@@ -198,6 +198,12 @@ class Pools:
             found.append(WorkQueue(text, pool, priority, gate.get("limit"), bool(gate.get("paused")), description, depth))
         return sorted(found, key=lambda queue: (queue.priority, queue.name))
 
+    def queue_names(self, pool: str) -> list[str]:
+        """Names of a pool's work queues in the order in which workers read them. One round trip."""
+        stored = self._client.hgetall(self._keys.queues(pool))
+        priorities = {name.decode(): msgpack.unpackb(packed)[0] for name, packed in stored.items()}
+        return sorted(priorities, key=lambda name: (priorities[name], name))
+
     def get_queue(self, pool: str, name: str) -> WorkQueue:
         """One work queue. Raises ObjectNotFound."""
         self._require(pool)

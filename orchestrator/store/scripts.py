@@ -94,7 +94,7 @@ class Scripts:
         """The frozen clock's time where a test has one, else None."""
         return None if self._clock is None else self._clock.ms
 
-    def call(self, name: str, **arguments: Any) -> Any:
+    def call(self, name: str, /, **arguments: Any) -> Any:
         """Run one script. Its keywords are those of its header, all of them."""
         return self._evaluate(self._command(name, arguments))
 

@@ -1,1 +1,1 @@
-"""The scheduler: the duties that move runs on when no worker does."""
+"""The scheduler: duties that plan, queue, rescue and clean up. See ``service``."""

@@ -1,0 +1,79 @@
+"""Runs duties, each at its own pace, in one thread, until told to stop."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from orchestrator import clock
+from orchestrator.exceptions import StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+_JITTER = 0.25
+_LONGEST_PAUSE_S = 5.0
+
+
+@dataclass
+class Duty:
+    """Something to do again and again: every ``every``, give or take a quarter."""
+
+    name: str
+    every: timedelta
+    run_once: Callable[[], object]
+    next_at: float = field(default=0.0, init=False)
+
+    def reschedule(self, now: float) -> None:
+        """Set the next time, with jitter, so that several processes do not do it in step."""
+        self.next_at = now + self.every.total_seconds() * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311
+
+
+class Loop:
+    """One thread that does what is due and sleeps in ``wait`` between.
+
+    ``wait(seconds)`` sleeps at most so long and may return early when there is news. While Redis is away, duties pause and
+    are tried again, with growing pauses; nothing else stops the loop but ``stop``.
+    """
+
+    def __init__(self, duties: Sequence[Duty], wait: Callable[[float], None]) -> None:
+        self._duties = duties
+        self._wait = wait
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Finish the duty in hand, then return from ``run``. Safe in a signal handler."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Work until ``stop``."""
+        pause_s = 0.0
+        while not self._stopping.is_set():
+            try:
+                self.run_due()
+                if self._stopping.is_set():
+                    return
+                self._wait(self._idle_s())
+                if pause_s:
+                    log.warning("Redis answers again; the scheduler goes on")
+                pause_s = 0.0
+            except StoreUnavailable as error:
+                if not pause_s:
+                    log.warning("Redis is away; the scheduler waits for it", extra={"error": str(error)})
+                pause_s = min(_LONGEST_PAUSE_S, max(0.1, pause_s * 2))
+                self._stopping.wait(pause_s * random.uniform(0.5, 1))  # noqa: S311
+
+    def run_due(self) -> None:
+        """Do every duty whose time has come, once."""
+        for duty in self._duties:
+            now = clock.monotonic()
+            if duty.next_at > now or self._stopping.is_set():
+                continue
+            duty.reschedule(now)
+            duty.run_once()
+
+    def _idle_s(self) -> float:
+        return max(0.0, min(duty.next_at for duty in self._duties) - clock.monotonic())

@@ -1,0 +1,111 @@
+"""The scheduler process: its duties, its heartbeat, its signals.
+
+Schedulers are active-active. Run as many as you like; what they do is idempotent, so there is no leader to lose.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from types import FrameType
+
+from orchestrator.keys import new_id
+from orchestrator.settings import Settings
+from orchestrator.store import Store, open_store
+from orch_scheduler import planner, pruner, rescuer, stager
+from orch_scheduler.loop import Duty, Loop
+
+log = logging.getLogger(__name__)
+
+_SWEEP = timedelta(seconds=1)
+_PRUNE = timedelta(seconds=60)
+
+
+@dataclass(frozen=True)
+class SchedulerOptions:
+    """How a scheduler runs. ``name`` '' = made from the host; ``handle_signals`` False where somebody else handles them."""
+
+    settings: Settings
+    name: str = ""
+    handle_signals: bool = True
+
+
+class Scheduler:
+    """One scheduler over one store. ``run`` works until ``stop``; ``run_once`` does every duty once, for tests and `deploy`."""
+
+    def __init__(self, store: Store, name: str = "") -> None:
+        self.name = name or f"{socket.gethostname()}-{os.getpid()}-{new_id()[-4:]}"
+        self._store = store
+        self._next_due: datetime | None = None
+        self._signal = "$"
+        duties = [
+            Duty("heartbeat", store.settings.renew, lambda: store.pools.scheduler_heartbeat(self.name)),
+            Duty("planner", _SWEEP, lambda: planner.run_once(store)),
+            Duty("stager", timedelta(0), self._stage),
+            Duty("rescuer", _SWEEP, lambda: rescuer.run_once(store)),
+            Duty("pruner", _PRUNE, lambda: pruner.run_once(store)),
+        ]
+        self._duties = duties
+        self._loop = Loop(duties, self._sleep)
+
+    def run(self) -> None:
+        """Work until ``stop``, then say goodbye."""
+        log.info("Scheduler started", extra={"scheduler": self.name, "redis": self._store.address})
+        try:
+            self._loop.run()
+        finally:
+            self._leave()
+        log.info("Scheduler stopped", extra={"scheduler": self.name})
+
+    def run_once(self) -> None:
+        """Every duty once."""
+        for duty in self._duties:
+            duty.run_once()
+
+    def stop(self) -> None:
+        """Finish the duty in hand and return from ``run``."""
+        self._loop.stop()
+
+    def _stage(self) -> None:
+        _, self._next_due = stager.run_once(self._store)
+
+    def _sleep(self, _seconds: float) -> None:
+        """Until the next run is due, somebody signals an earlier one, or the next sweep, whichever is first."""
+        until = _SWEEP
+        if self._next_due is not None:
+            until = min(until, self._next_due - self._store.now())
+        if until > timedelta(0):
+            self._signal = self._store.pools.wait_for_signal(self._signal, until)
+
+    def _leave(self) -> None:
+        try:
+            self._store.pools.scheduler_leaves(self.name)
+        except Exception:
+            log.warning("Could not sign off; the heartbeat will run out", exc_info=True)
+
+
+def run_scheduler(options: SchedulerOptions, announce: Callable[[str], None] | None = None) -> int:
+    """Run one scheduler in the foreground until SIGTERM or SIGINT; a second signal ends it at once. The exit status."""
+    with open_store(options.settings, announce=announce) as store:
+        scheduler = Scheduler(store, options.name)
+        if options.handle_signals and threading.current_thread() is threading.main_thread():
+            _stop_on_signals(scheduler)
+        scheduler.run()
+    return 0
+
+
+def _stop_on_signals(scheduler: Scheduler) -> None:
+    def stop(number: int, _frame: FrameType | None) -> None:
+        log.info("Stopping the scheduler; once more stops it at once", extra={"signal": signal.Signals(number).name})
+        scheduler.stop()
+        for again in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(again, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
