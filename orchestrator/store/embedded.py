@@ -402,7 +402,7 @@ def _announcement(home: Path) -> str:
 def _last_words(log: Path) -> str:
     """The last thing that the server's log says, without process id and time."""
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return f"It says: {re.sub(r'^\d+:.*?[*#.-] ', '', lines[-1])}" if lines else "It says nothing."
+    return "It says: " + re.sub(r"^\d+:.*?[*#.-] ", "", lines[-1]) if lines else "It says nothing."
 
 
 def _user() -> str:
