@@ -15,12 +15,12 @@ from datetime import UTC, datetime, timedelta
 
 
 def now() -> datetime:
-    """This machine's wall clock, aware, in UTC."""
+    """The wall clock of this machine, aware, in UTC."""
     return datetime.now(UTC)
 
 
 def now_ms() -> int:
-    """This machine's wall clock in milliseconds since 1970."""
+    """The wall clock of this machine in milliseconds since 1970."""
     return time.time_ns() // 1_000_000
 
 

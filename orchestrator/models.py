@@ -44,7 +44,7 @@ class NewRun:
 
 @dataclass(slots=True)
 class Created:
-    """What became of one NewRun. ``answer``: created, existing (same idempotency key or id), conflict (same key, other work)."""
+    """What became of one NewRun. ``answer``: created; existing (same key or id); conflict (same key, other work)."""
 
     id: str
     answer: str
@@ -314,7 +314,12 @@ def as_json(thing: Any) -> Any:
     """Any of these, or a list or dict of them, in plain JSON types: ISO times, seconds for durations, states as objects."""
     match thing:
         case State():
-            return {"type": thing.type.value, "name": thing.name, "message": thing.message, "timestamp": as_json(thing.timestamp)}
+            return {
+                "type": thing.type.value,
+                "name": thing.name,
+                "message": thing.message,
+                "timestamp": as_json(thing.timestamp),
+            }
         case datetime():
             return thing.isoformat().replace("+00:00", "Z")
         case timedelta():
@@ -331,5 +336,3 @@ def as_json(thing: Any) -> Any:
             return {f.name: as_json(getattr(thing, f.name)) for f in fields(thing)}
         case _:
             return thing
-
-

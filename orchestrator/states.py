@@ -32,9 +32,7 @@ class StateType(StrEnum):
     CANCELLED = "CANCELLED"
 
 
-TERMINAL: frozenset[StateType] = frozenset(
-    {StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.CANCELLED}
-)
+TERMINAL: frozenset[StateType] = frozenset({StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.CANCELLED})
 
 STATE_TYPES: Mapping[str, StateType] = MappingProxyType(
     {
@@ -86,9 +84,9 @@ _CANONICAL: Mapping[StateType, str] = MappingProxyType(
 )
 
 
-def canonical_name(type: StateType, name: str) -> str:
+def canonical_name(kind: StateType, name: str) -> str:
     """The table's name for a state: its own where the table knows it under that type, else its type's first."""
-    return name if STATE_TYPES.get(name) is type else _CANONICAL[type]
+    return name if STATE_TYPES.get(name) is kind else _CANONICAL[kind]
 
 
 @dataclass(frozen=True, slots=True)

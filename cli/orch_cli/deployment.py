@@ -41,7 +41,7 @@ def deployment() -> None:
 def ls(out: Printer[Deployment], flow: str | None, pool: str | None) -> None:
     """List deployments."""
     with open_store() as store:
-        out.many(store.deployments.list(flow=flow, pool=pool))
+        out.many(store.deployments.all(flow=flow, pool=pool))
 
 
 @deployment.command("inspect", examples=("orch deployment inspect hello-flow/hello_flow",))
@@ -195,7 +195,7 @@ def schedule() -> None:
 def schedule_ls(out: Printer[tuple[Deployment, Schedule]], deployment: str | None) -> None:
     """List the schedules of a deployment, or of all."""
     with open_store() as store:
-        found = [store.deployments.get(deployment)] if deployment else store.deployments.list()
+        found = [store.deployments.get(deployment)] if deployment else store.deployments.all()
         out.many([(it, schedule) for it in found for schedule in it.schedules])
 
 

@@ -37,7 +37,11 @@ _KILL_AFTER_S = 30.0
 )
 @click.option("-l", "--limit", type=click.IntRange(min=1), metavar="N", help="At most N runs at a time in each worker.")
 def dev(pools: tuple[str, ...], limit: int | None) -> int:
-    """Run a server, a scheduler and a worker in one, for development. Ctrl-C stops all."""
+    """Run a server, a scheduler and a worker in one, for development.
+
+    Ctrl-C stops all. The worker serves every work pool of type process, or those that are named; where there is none, the pool
+    'default' is created.
+    """
     now = settings()
     with open_store() as store:
         names = _pools(store, pools)
@@ -54,7 +58,7 @@ def dev(pools: tuple[str, ...], limit: int | None) -> int:
 def _pools(store: Store, wanted: tuple[str, ...]) -> list[str]:
     """The pools to start workers for, created where they do not exist."""
     names = (
-        list(dict.fromkeys(wanted)) or [pool.name for pool in store.pools.list() if pool.type == "process"] or [DEFAULT_POOL]
+        list(dict.fromkeys(wanted)) or [pool.name for pool in store.pools.all() if pool.type == "process"] or [DEFAULT_POOL]
     )
     for name in names:
         if not store.pools.exists(name):

@@ -14,31 +14,32 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Generic, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TextIO, TypeVar
 
 import click
 
 from orch_cli.commands import Usage
 from orchestrator import clock
-from orchestrator.models import as_json
-from orchestrator.settings import environment_flag, variable
-from orchestrator.states import State, StateType
+
+if TYPE_CHECKING:
+    from orchestrator.states import State
 
 T = TypeVar("T")
 
 FORMATS = ("table", "wide", "json", "yaml", "jsonl", "name")
 COLOR_CHOICES = ("auto", "always", "never")
 
+# By the state's type. Models, states and settings are imported where they are used: `orch --help` has no time for them.
 _STATE_COLORS = {
-    StateType.SCHEDULED: "yellow",
-    StateType.PENDING: "cyan",
-    StateType.RUNNING: "blue",
-    StateType.PAUSED: "magenta",
-    StateType.CANCELLING: "magenta",
-    StateType.COMPLETED: "green",
-    StateType.FAILED: "red",
-    StateType.CRASHED: "bright_red",
-    StateType.CANCELLED: "bright_black",
+    "SCHEDULED": "yellow",
+    "PENDING": "cyan",
+    "RUNNING": "blue",
+    "PAUSED": "magenta",
+    "CANCELLING": "magenta",
+    "COMPLETED": "green",
+    "FAILED": "red",
+    "CRASHED": "bright_red",
+    "CANCELLED": "bright_black",
 }
 _LEVELS = {10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
 _LEVEL_COLORS = {"DEBUG": "bright_black", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "bright_red"}
@@ -46,6 +47,13 @@ _LEVEL_COLORS = {"DEBUG": "bright_black", "WARNING": "yellow", "ERROR": "red", "
 # CSI and OSC sequences first, whole; then what is left of C0, C1 and the marks that turn the direction of text.
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-_]?")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def plain(thing: Any) -> Any:
+    """A thing in plain JSON types, as ``orchestrator.models.as_json`` makes it."""
+    from orchestrator.models import as_json
+
+    return as_json(thing)
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ class View(Generic[T]):
     columns: tuple[Column[T], ...]
     empty: str = ""
     sheet: tuple[Column[T], ...] = ()
-    json: Callable[[T], Any] = as_json
+    json: Callable[[T], Any] = plain
 
 
 @dataclass
@@ -103,6 +111,8 @@ class _Terminal:
 
 
 def _environment_color() -> str:
+    from orchestrator.settings import environment_flag, variable
+
     if variable("NO_COLOR"):
         return "never"
     if environment_flag("FORCE_COLOR") or environment_flag("CLICOLOR_FORCE"):
@@ -237,14 +247,12 @@ def _cell(value: Any, terminal: bool) -> str:
             return "-" if terminal else ""
         case bool():
             return "yes" if value else "no"
-        case State():
-            return clean(value.name)
         case datetime():
-            return f"{absolute(value)} ({relative(value)})" if terminal else str(as_json(value))
+            return f"{absolute(value)} ({relative(value)})" if terminal else str(plain(value))
         case timedelta():
             return duration_text(value) if terminal else str(value.total_seconds())
         case Mapping():
-            return clean(json.dumps(as_json(value), ensure_ascii=False)) if value else ("-" if terminal else "{}")
+            return clean(json.dumps(plain(value), ensure_ascii=False)) if value else ("-" if terminal else "{}")
         case list() | tuple():
             return ", ".join(_cell(item, terminal) for item in value)
         case _:
@@ -252,8 +260,6 @@ def _cell(value: Any, terminal: bool) -> str:
 
 
 def _color(value: Any) -> str | None:
-    if isinstance(value, State):
-        return _STATE_COLORS[value.type]
     return value.color if isinstance(value, Word) else None
 
 
@@ -431,7 +437,7 @@ def write_log_line(at: datetime, level: int, logger: str, message: str) -> None:
     """One line of a run's log on stdout: local time, level, text; a text of several lines is indented below its first."""
     terminal = is_terminal()
     level_name = _LEVELS.get(level, str(level))
-    moment = at.astimezone().strftime("%H:%M:%S.%f")[:-3] if terminal else str(as_json(at))
+    moment = at.astimezone().strftime("%H:%M:%S.%f")[:-3] if terminal else str(plain(at))
     source = level_name if logger not in ("stdout", "stderr") else logger
     first, *others = clean(message).rstrip("\n").split("\n")
     color = _LEVEL_COLORS.get(level_name)

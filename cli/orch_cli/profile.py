@@ -10,7 +10,7 @@ import click
 
 from orch_cli import output, prompts
 from orch_cli.commands import Noun, Usage, password_on_the_command_line
-from orch_cli.options import yes_option
+from orch_cli.options import dry_run_option, yes_option
 from orch_cli.output import Column, Printer, View, Word, shows
 
 
@@ -125,12 +125,17 @@ def rename(out: Printer[Profile], name: str, to: str) -> None:
 @profile.command("delete", examples=("orch profile delete staging", "orch profile delete staging --yes"))
 @click.argument("name")
 @yes_option
+@dry_run_option
 @shows(PROFILE)
-def delete(out: Printer[Profile], name: str, yes: bool) -> None:
+def delete(out: Printer[Profile], name: str, yes: bool, dry_run: bool) -> None:
     """Delete a profile."""
     from orchestrator import profiles
 
     found = _profile(name)
+    if dry_run:
+        out.one(found)
+        output.say("Nothing was done: this would delete the profile above.")
+        return
     prompts.confirm(f"Delete profile '{name}'?", yes)
     profiles.delete(_home(), name)
     out.done(f"Deleted profile '{name}'.", found)

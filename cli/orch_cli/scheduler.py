@@ -16,18 +16,12 @@ def scheduler() -> None:
     """
 
 
-@scheduler.command("start", examples=("orch scheduler start", "orch scheduler start --metrics-port 9101"))
-@click.option(
-    "-n", "--name", metavar="NAME", default="", help="The scheduler's name; by default made of the host's and a number."
-)
-@click.option(
-    "--metrics-port", type=click.IntRange(0, 65535), metavar="PORT", help="Serve Prometheus metrics on this port; 0 picks one."
-)
-def start(name: str, metrics_port: int | None) -> int:
+@scheduler.command("start", examples=("orch scheduler start", "orch scheduler start --name blue"))
+@click.option("-n", "--name", metavar="NAME", default="", help="The scheduler's name; by default made of the host's and a number.")
+def start(name: str) -> int:
     """Start a scheduler, in the foreground. Ctrl-C or SIGTERM stops it."""
-    from orch_scheduler.service import SchedulerOptions, run_scheduler
-
     from orch_cli.connection import settings
     from orch_cli.output import say
+    from orch_scheduler.service import SchedulerOptions, run_scheduler
 
-    return run_scheduler(SchedulerOptions(name=name, metrics_port=metrics_port, settings=settings(), announce=say))
+    return run_scheduler(SchedulerOptions(settings=settings(), name=name), say)

@@ -61,7 +61,7 @@ def start(no_scheduler: bool) -> int:
                 return 0
             from orch_scheduler.service import SchedulerOptions, run_scheduler
 
-            return run_scheduler(SchedulerOptions(settings=now, announce=output.say))
+            return run_scheduler(SchedulerOptions(settings=now))
         finally:
             stop_private(store, now)
 

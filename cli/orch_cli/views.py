@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orch_cli.output import Column, View, Word, absolute
+from orch_cli.output import Column, View, Word, absolute, state_word
 from orchestrator.models import Deployment, Event, LogLine, Run, Schedule, TaskRun, Worker, WorkPool, WorkQueue, as_json
 
 _STATUS_COLORS = {"READY": "green", "NOT_READY": "yellow", "PAUSED": "magenta", "ONLINE": "green", "DRAINING": "yellow"}
@@ -50,7 +50,7 @@ RUN: View[Run] = View(
     empty="There are no flow runs to show. Start one with: orch deployment run FLOW/NAME",
     columns=(
         Column("Name", lambda run: run.name, fold=True),
-        Column("State", lambda run: run.state),
+        Column("State", lambda run: state_word(run.state)),
         Column("Deployment", lambda run: deployment_slug(run) or run.flow, fold=True),
         Column("When", lambda run: run.started or run.due),
         Column("Took", lambda run: run.duration),
@@ -85,7 +85,7 @@ TASK_RUN: View[TaskRun] = View(
     empty="This flow run has no task runs. A function with @task, called in a flow, makes one.",
     columns=(
         Column("Name", lambda task: task.name, fold=True),
-        Column("State", lambda task: task.state),
+        Column("State", lambda task: state_word(task.state)),
         Column("Task", lambda task: task.key, fold=True),
         Column("Started", lambda task: task.started),
         Column("Took", lambda task: task.ended - task.started if task.ended and task.started else None),

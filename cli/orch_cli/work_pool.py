@@ -53,7 +53,7 @@ def create(out: Printer[WorkPool], name: str, kind: str, concurrency_limit: int 
 def ls(out: Printer[WorkPool]) -> None:
     """List work pools."""
     with open_store() as store:
-        out.many(store.pools.list())
+        out.many(store.pools.all())
 
 
 @work_pool.command("inspect", examples=("orch work-pool inspect etl",))

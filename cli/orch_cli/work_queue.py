@@ -52,7 +52,7 @@ def create(
 def ls(out: Printer[WorkQueue], pool: str | None) -> None:
     """List work queues."""
     with open_store() as store:
-        names = [pool] if pool else [it.name for it in store.pools.list()]
+        names = [pool] if pool else [it.name for it in store.pools.all()]
         out.many([queue for name in names for queue in store.pools.queues(name)])
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import TracebackType
+from typing import Any
 
 from orchestrator import clock
 from orchestrator.clock import FrozenClock
@@ -94,7 +95,7 @@ class Store:
     def write_settings(self, settings: NamespaceSettings) -> None:
         """Change what the namespace's processes agree on. Each reads it when it starts."""
         milliseconds = timedelta(milliseconds=1)
-        values = {"lease_ms": round(settings.lease / milliseconds), "retention_ms": round(settings.retention / milliseconds)}
+        values: dict[Any, Any] = {"lease_ms": round(settings.lease / milliseconds), "retention_ms": round(settings.retention / milliseconds)}
         self.client.hset(self.keys.settings, mapping=values)
 
     def now(self) -> datetime:

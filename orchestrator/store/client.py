@@ -14,6 +14,9 @@ from redis.client import Pipeline
 from orchestrator.exceptions import StoreUnavailable
 from orchestrator.store.connection import explain, is_transient
 
+Redis = Any
+"""A ``Client`` as the store's other modules see it. redis-py types every answer as bytes, text or None; ours are bytes."""
+
 
 class Client(redis.Redis):
     """A client for one server, sharing the connections of another client."""
@@ -25,7 +28,7 @@ class Client(redis.Redis):
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """One command. Raises StoreUnavailable."""
         with _translated(self.address):
-            return super().execute_command(*args, **options)
+            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
         """A pipeline whose ``execute`` raises StoreUnavailable too."""

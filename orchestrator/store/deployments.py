@@ -9,18 +9,29 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgpack
-import redis
 
 from orchestrator import clock
 from orchestrator.exceptions import ObjectNotFound
 from orchestrator.keys import Keys, check_name, lengthen, new_id, shorten
 from orchestrator.models import Deployment, RunFilter, Schedule
+from orchestrator.store.client import Redis
 from orchestrator.store.limits import Limits, deployment_gate
 from orchestrator.store.queries import Queries
 from orchestrator.store.runs import Runs, pack, unpack
 from orchestrator.store.scripts import Scripts
 
-_TEXTS = ("name", "flow", "entrypoint", "path", "description", "version", "pool", "queue", "collision_strategy", "deployed_from")
+_TEXTS = (
+    "name",
+    "flow",
+    "entrypoint",
+    "path",
+    "description",
+    "version",
+    "pool",
+    "queue",
+    "collision_strategy",
+    "deployed_from",
+)
 _PACKED = ("tags", "parameters", "parameter_schema", "job_variables", "pull")
 _NOT_STARTED = ("Scheduled", "Late", "AwaitingRetry", "AwaitingConcurrencySlot")
 
@@ -28,7 +39,7 @@ _NOT_STARTED = ("Scheduled", "Late", "AwaitingRetry", "AwaitingConcurrencySlot")
 class Deployments:
     """Deployments of one namespace, by slug (``flow/name``) or id."""
 
-    def __init__(self, client: redis.Redis, scripts: Scripts, names: Keys, limits: Limits, runs: Runs, queries: Queries) -> None:
+    def __init__(self, client: Redis, scripts: Scripts, names: Keys, limits: Limits, runs: Runs, queries: Queries) -> None:
         self._client = client
         self._scripts = scripts
         self._keys = names
@@ -102,7 +113,7 @@ class Deployments:
         """All deployments' slugs, sorted."""
         return sorted(slug.decode() for slug in self._client.hkeys(self._keys.deployments))
 
-    def list(self, *, flow: str | None = None, pool: str | None = None) -> list[Deployment]:
+    def all(self, *, flow: str | None = None, pool: str | None = None) -> list[Deployment]:
         """Deployments by slug, those of one flow or one pool where given."""
         found = [deployment for deployment in self._read(self._client.hvals(self._keys.deployments)) if deployment]
         wanted = (d for d in found if flow in (None, d.flow) and pool in (None, d.pool))
@@ -113,9 +124,8 @@ class Deployments:
         return self._read([shorten(deployment).encode() for deployment in ids])
 
     def _read(self, shorts: Iterable[bytes]) -> list[Deployment | None]:
-        shorts = [short.decode() for short in shorts]
         pipeline = self._client.pipeline(transaction=False)
-        for short in shorts:
+        for short in (stored.decode() for stored in shorts):
             pipeline.hgetall(self._keys.deployment(short))
             pipeline.hgetall(self._keys.schedules(short))
             pipeline.hget(self._keys.limits, deployment_gate(short))
@@ -255,8 +265,8 @@ def _read_schedule(slug: str, stored: dict[bytes, bytes]) -> Schedule:
 def _read_deployment(fields: dict[bytes, bytes], schedules: dict[bytes, bytes], gate: bytes | None) -> Deployment | None:
     if not fields:
         return None
-    texts = {name: fields[name.encode()].decode() for name in _TEXTS}
-    packed = {name: unpack(fields[name.encode()]) for name in _PACKED}
+    texts: dict[str, Any] = {name: fields[name.encode()].decode() for name in _TEXTS}
+    packed: dict[str, Any] = {name: unpack(fields[name.encode()]) for name in _PACKED}
     packed["tags"] = tuple(packed["tags"])
     limit = json.loads(gate).get("limit") if gate else None
     return Deployment(

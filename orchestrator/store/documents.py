@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import redis
-
 from orchestrator import clock
 from orchestrator.exceptions import ObjectAlreadyExists, ObjectNotFound, PayloadTooLarge
 from orchestrator.keys import Keys, check_name
+from orchestrator.store.client import Redis
 
 VARIABLE_LIMIT = 64 * 1024
 """Bytes of JSON that a variable may hold."""
@@ -30,7 +29,7 @@ class StoredVariable:
 class Documents:
     """Variables of one namespace, in one hash: name -> JSON."""
 
-    def __init__(self, client: redis.Redis, names: Keys) -> None:
+    def __init__(self, client: Redis, names: Keys) -> None:
         self._client = client
         self._keys = names
 

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-import redis
-
 from orchestrator import clock
 from orchestrator.keys import Keys, lengthen
 from orchestrator.models import Event
+from orchestrator.store.client import Redis
 from orchestrator.store.scripts import EVENTS_KEPT
 
 _FIELDS = {b"r": "run", b"f": "flow", b"a": "attempt", b"p": "pool", b"q": "queue", b"d": "deployment", b"g": "gate"}
@@ -19,7 +18,7 @@ _FIELDS = {b"r": "run", b"f": "flow", b"a": "attempt", b"p": "pool", b"q": "queu
 class Events:
     """Events of one namespace, oldest first."""
 
-    def __init__(self, client: redis.Redis, names: Keys) -> None:
+    def __init__(self, client: Redis, names: Keys) -> None:
         self._client = client
         self._keys = names
 

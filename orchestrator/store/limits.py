@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import redis
-
 from orchestrator.keys import Keys, lengthen
 from orchestrator.models import Gate
+from orchestrator.store.client import Redis
 from orchestrator.store.scripts import Scripts
 
 
@@ -30,7 +29,7 @@ def deployment_gate(short: str) -> str:
 class Limits:
     """Gates of one namespace, by name: ``pool:P``, ``queue:P:Q``, ``deployment:ID``, ``tag:T``."""
 
-    def __init__(self, client: redis.Redis, scripts: Scripts, names: Keys) -> None:
+    def __init__(self, client: Redis, scripts: Scripts, names: Keys) -> None:
         self._client = client
         self._scripts = scripts
         self._keys = names

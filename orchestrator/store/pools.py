@@ -7,12 +7,12 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 import msgpack
-import redis
 
 from orchestrator import clock
 from orchestrator.exceptions import ObjectAlreadyExists, ObjectNotFound, OrchError, Refused
 from orchestrator.keys import GROUP, PRIORITIES, Keys, check_name, lengthen
 from orchestrator.models import Worker, WorkPool, WorkQueue
+from orchestrator.store.client import Redis
 from orchestrator.store.limits import Limits, pool_gate, queue_gate
 from orchestrator.store.runs import Delivery
 from orchestrator.store.scripts import Scripts
@@ -44,7 +44,7 @@ class Pools:
     """
 
     def __init__(
-        self, client: redis.Redis, blocking: redis.Redis, scripts: Scripts, names: Keys, limits: Limits, silence: timedelta
+        self, client: Redis, blocking: Redis, scripts: Scripts, names: Keys, limits: Limits, silence: timedelta
     ) -> None:
         self._client = client
         self._blocking = blocking
@@ -58,20 +58,22 @@ class Pools:
     def create(
         self,
         name: str,
-        type: str = "process",
+        type: str = "process",  # noqa: A002 - the field's name
         *,
         concurrency_limit: int | None = None,
         description: str = "",
         base_job_template: dict[str, Any] | None = None,
         paused: bool = False,
     ) -> WorkPool:
-        """Create a pool with its queue ``default``. Raises ObjectAlreadyExists, InvalidName, and OrchError for an unknown type."""
+        """Create a pool with its queue ``default``. Raises ObjectAlreadyExists, InvalidName; OrchError for an unknown type."""
         check_name("work pool", name)
         if type not in POOL_TYPES:
             raise OrchError(f"There is no work pool type {type!r}.", hint=f"Types: {', '.join(POOL_TYPES)}")
         fields = ["type", type, "description", description, "template", msgpack.packb(base_job_template or {})]
         if self._create_queue(name, WorkQueue("default", name), fields) == "existing":
-            raise ObjectAlreadyExists(f"There is a work pool {name!r} already.", hint=f"Look at it with: orch work-pool inspect '{name}'")
+            raise ObjectAlreadyExists(
+                f"There is a work pool {name!r} already.", hint=f"Look at it with: orch work-pool inspect '{name}'"
+            )
         if concurrency_limit is not None:
             self._limits.set(pool_gate(name), concurrency_limit)
         if paused:
@@ -106,7 +108,7 @@ class Pools:
         """All pools' names, sorted."""
         return sorted(name.decode() for name in self._client.zrange(self._keys.pools, 0, -1))
 
-    def list(self) -> list[WorkPool]:
+    def all(self) -> list[WorkPool]:
         """All pools by name."""
         return [self.get(name) for name in self.names()]
 
@@ -284,13 +286,19 @@ class Pools:
         for name in names:
             pipeline.hgetall(self._keys.worker(name.decode()))
         now_ms = self._now_ms()
-        found = [self._read_worker(name.decode(), fields, now_ms) for name, fields in zip(names, pipeline.execute(), strict=True) if fields]
+        found = [
+            self._read_worker(name.decode(), fields, now_ms)
+            for name, fields in zip(names, pipeline.execute(), strict=True)
+            if fields
+        ]
         return sorted((worker for worker in found if pool in (None, worker.pool)), key=lambda worker: worker.name)
 
     def forget_silent_workers(self, silence: timedelta = timedelta(hours=1)) -> int:
         """Remove workers and schedulers that have been silent for long, with their consumers. How many."""
         before = self._now_ms() - round(silence / timedelta(milliseconds=1))
-        gone = [name.decode() for name in self._client.zrange(self._keys.workers, "-inf", before, byscore=True, offset=0, num=100)]
+        gone = [
+            name.decode() for name in self._client.zrange(self._keys.workers, "-inf", before, byscore=True, offset=0, num=100)
+        ]
         pools = [(pool, [queue.name for queue in self.queues(pool)]) for pool in self.names()] if gone else []
         for name in gone:
             for pool, queues in pools:
@@ -336,7 +344,7 @@ class Pools:
         block_ms = None if recover else max(1, round(block / timedelta(milliseconds=1)))
         from_id = "0" if recover else ">"
         reply = self._blocking.xreadgroup(
-            GROUP, worker, {stream: from_id for stream in streams}, count=100 if recover else 1, block=block_ms
+            GROUP, worker, dict.fromkeys(streams, from_id), count=100 if recover else 1, block=block_ms
         )
         return [
             Delivery(stream.decode().removeprefix(self._keys.prefix), entry.decode(), lengthen(fields[b"r"]))
@@ -350,7 +358,9 @@ class Pools:
         block_ms = max(1, round(block / timedelta(milliseconds=1)))
         reply = self._blocking.xread({self._keys.control(worker): after}, count=100, block=block_ms)
         return [
-            Control(entry.decode(), fields[b"c"].decode(), lengthen(fields[b"r"])) for _, entries in reply or [] for entry, fields in entries
+            Control(entry.decode(), fields[b"c"].decode(), lengthen(fields[b"r"]))
+            for _, entries in reply or []
+            for entry, fields in entries
         ]
 
     def wait_for_signal(self, after: str, block: timedelta) -> str:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 
-import redis
-
 from orchestrator import clock
 from orchestrator.exceptions import ObjectNotFound, OrchError
 from orchestrator.keys import Keys, lengthen, shorten
 from orchestrator.models import LogLine, Page, Run, RunFilter
 from orchestrator.states import STATE_TYPES, State
+from orchestrator.store.client import Redis
 from orchestrator.store.events import Events
 from orchestrator.store.runs import Runs, read_line
 
@@ -23,7 +22,7 @@ _SEARCHED = 5000
 class Queries:
     """Reads over many runs of one namespace."""
 
-    def __init__(self, client: redis.Redis, blocking: redis.Redis, names: Keys, runs: Runs, events: Events) -> None:
+    def __init__(self, client: Redis, blocking: Redis, names: Keys, runs: Runs, events: Events) -> None:
         self._client = client
         self._blocking = blocking
         self._keys = names
@@ -121,12 +120,16 @@ class Queries:
             batch = [lengthen(member) for member in members[start : start + _BATCH]]
             yield from (run for run in self._runs.get_many(batch) if run)
 
-    def upcoming(self, *, pool: str | None = None, deployment: str | None = None, until: datetime | None = None, limit: int = 50) -> list[Run]:
+    def upcoming(
+        self, *, pool: str | None = None, deployment: str | None = None, until: datetime | None = None, limit: int = 50
+    ) -> list[Run]:
         """Runs that have not started, the next one first."""
         found: list[Run] = []
         highest = str(clock.to_ms(until)) if until else "+inf"
         for state in ("Late", "Scheduled"):
-            members = self._client.zrange(self._keys.index("state", state), "-inf", highest, byscore=True, offset=0, num=_SEARCHED)
+            members = self._client.zrange(
+                self._keys.index("state", state), "-inf", highest, byscore=True, offset=0, num=_SEARCHED
+            )
             for start in range(0, len(members), _BATCH):
                 batch = self._runs.get_many([lengthen(member) for member in members[start : start + _BATCH]])
                 found += [r for r in batch if r and pool in (None, r.pool) and deployment in (None, r.deployment)]
@@ -193,7 +196,11 @@ def _matches(run: Run, wanted: RunFilter, names: Sequence[str]) -> bool:
 
 
 def _stored_name(run: Run) -> str:
-    return run.state.name if run.state.name in STATE_TYPES else next(n for n, kind in STATE_TYPES.items() if kind is run.state.type)
+    return (
+        run.state.name
+        if run.state.name in STATE_TYPES
+        else next(n for n, kind in STATE_TYPES.items() if kind is run.state.type)
+    )
 
 
 def _is_hex(text: str) -> bool:

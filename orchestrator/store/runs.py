@@ -12,13 +12,13 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import msgpack
-import redis
 
 from orchestrator import clock, keys
 from orchestrator.exceptions import ObjectNotFound, PayloadTooLarge
 from orchestrator.keys import Keys, lengthen, shorten
 from orchestrator.models import Created, Deployment, HistoryEntry, LogLine, NewRun, Run, Schedule, TaskRun
 from orchestrator.states import STATE_TYPES, State, StateType, canonical_name
+from orchestrator.store.client import Redis
 from orchestrator.store.scripts import Scripts
 
 INLINE_LIMIT = 256 * 1024
@@ -86,7 +86,8 @@ class End:
     retry_in: timedelta | None = None
 
 
-class Released(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Released:
     """How many due runs were queued, and when the next one is due (None = none is waiting)."""
 
     count: int
@@ -109,7 +110,8 @@ class Change(NamedTuple):
     state: str
 
 
-class Planned(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Planned:
     """The answer to a plan: created or stale (the schedule changed, or another scheduler was first); and how many are new."""
 
     answer: str
@@ -146,7 +148,7 @@ def _moment(value: bytes | None) -> datetime | None:
 class Runs:
     """Operations on runs of one namespace."""
 
-    def __init__(self, client: redis.Redis, scripts: Scripts, names: Keys, lease: timedelta) -> None:
+    def __init__(self, client: Redis, scripts: Scripts, names: Keys, lease: timedelta) -> None:
         self._client = client
         self._scripts = scripts
         self._keys = names
@@ -238,7 +240,7 @@ class Runs:
         mark: datetime,
         next_plan: datetime | None,
     ) -> Planned:
-        """Turn a schedule's next fires (run id, run name, moment) into runs and move its mark, unless somebody else was first."""
+        """Turn a schedule's next fires (run id, run name, moment) into runs and move its mark, unless somebody was first."""
         template = NewRun(
             flow=deployment.flow,
             deployment=deployment.id,
@@ -284,7 +286,9 @@ class Runs:
         ``queues`` in the order of priority; ``delivered`` what the worker's blocked read brought. With ``start`` the runs
         enter Running at once. At most one caller gets a run per attempt; a lost race is an answer, not an exception.
         """
-        return self._read_claims(pool, self._scripts.call("claim", **self._claim_arguments(worker, pool, queues, free, delivered, start)))
+        return self._read_claims(
+            pool, self._scripts.call("claim", **self._claim_arguments(worker, pool, queues, free, delivered, start))
+        )
 
     def finish_and_claim(
         self, ends: Sequence[End], worker: str, pool: str, queues: Sequence[str], free: int
@@ -409,7 +413,9 @@ class Runs:
         """Stop a run: at once where it waits; where it executes it becomes Cancelling and its worker is told."""
         return self._change("cancel", run=shorten(run), message=message)
 
-    def pause(self, run: str, attempt: int, *, timeout: timedelta = _DEFAULT_PAUSE, suspend: bool = True, message: str = "") -> Change:
+    def pause(
+        self, run: str, attempt: int, *, timeout: timedelta = _DEFAULT_PAUSE, suspend: bool = True, message: str = ""
+    ) -> Change:
         """A running run waits for a person, its attempt over and its slots free. Nobody in ``timeout``: it fails."""
         return self._change(
             "pause",
@@ -431,9 +437,13 @@ class Runs:
     def start(self, starts: Sequence[tuple[str, int, str]]) -> list[Change]:
         """Bodies have started: (run, attempt, the state's name) -> Running, run_count + 1. One round trip."""
         calls = [
-            ("set_state", self._set_state_arguments(run, State(StateType.RUNNING, name), attempt, None)) for run, attempt, name in starts
+            ("set_state", self._set_state_arguments(run, State(StateType.RUNNING, name), attempt, None))
+            for run, attempt, name in starts
         ]
-        return [Change(_text(answer), _text(state) if isinstance(state, bytes) else str(state)) for answer, state in self._scripts.call_many(calls)]
+        return [
+            Change(_text(answer), _text(state) if isinstance(state, bytes) else str(state))
+            for answer, state in self._scripts.call_many(calls)
+        ]
 
     def _set_state_arguments(self, run: str, state: State, attempt: int, due: datetime | None) -> dict[str, Any]:
         return {

@@ -22,11 +22,11 @@ from importlib import resources
 from typing import Any
 
 import msgpack
-import redis
 from redis.exceptions import NoScriptError
 
 from orchestrator.clock import FrozenClock
 from orchestrator.states import TRANSITIONS
+from orchestrator.store.client import Redis
 
 RETENTION_MS = 30 * 86_400_000
 EVENTS_KEPT = 100_000
@@ -53,7 +53,7 @@ def _parse(name: str, source: str, library: Callable[[str], str]) -> Script:
     header = [line for line in source.split("\n") if line.startswith("--")]
     uses = next((line.removeprefix("-- USES ").split() for line in header if line.startswith("-- USES ")), [])
     flags = next((line.removeprefix("-- FLAGS ").split() for line in header if line.startswith("-- FLAGS ")), [])
-    arguments = tuple(found.groups() for line in header if (found := _ARGUMENT.match(line)))
+    arguments = tuple((found[1], found[2]) for line in header if (found := _ARGUMENT.match(line)))
     parts = [f"#!lua flags={','.join(flags)}\n"] if flags else []
     parts += ["local prefix, now = KEYS[1], tonumber(ARGV[1])\n"]
     parts += ["if not now then local t = redis.call('TIME'); now = t[1] * 1000 + math.floor(t[2] / 1000) end\n"]
@@ -82,7 +82,7 @@ def load_scripts() -> dict[str, Script]:
 class Scripts:
     """The scripts, bound to a connection, a namespace's prefix and a clock (None = Redis's own)."""
 
-    def __init__(self, client: redis.Redis, prefix: str, clock: FrozenClock | None = None) -> None:
+    def __init__(self, client: Redis, prefix: str, clock: FrozenClock | None = None) -> None:
         self._client = client
         self._prefix = prefix
         self._clock = clock

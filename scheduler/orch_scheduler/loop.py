@@ -29,7 +29,7 @@ class Duty:
 
     def reschedule(self, now: float) -> None:
         """Set the next time, with jitter, so that several processes do not do it in step."""
-        self.next_at = now + self.every.total_seconds() * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311
+        self.next_at = now + self.every.total_seconds() * random.uniform(1 - _JITTER, 1 + _JITTER)
 
 
 class Loop:
@@ -64,7 +64,7 @@ class Loop:
                 if not pause_s:
                     log.warning("Redis is away; the scheduler waits for it", extra={"error": str(error)})
                 pause_s = min(_LONGEST_PAUSE_S, max(0.1, pause_s * 2))
-                self._stopping.wait(pause_s * random.uniform(0.5, 1))  # noqa: S311
+                self._stopping.wait(pause_s * random.uniform(0.5, 1))
 
     def run_due(self) -> None:
         """Do every duty whose time has come, once."""

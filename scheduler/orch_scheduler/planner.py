@@ -70,7 +70,7 @@ def _missed(schedule: Schedule, mark: datetime, now: datetime) -> tuple[list[dat
 
 
 def run_id(deployment: str, schedule: Schedule, fire: datetime) -> str:
-    """The id of the run for one fire: the same for everybody who plans it. A UUIDv7 of the fire's time, chance replaced by a hash."""
+    """The id of the run for one fire, the same for everybody who plans it: a UUIDv7 of its time, a hash instead of chance."""
     ms = clock.to_ms(fire)
     text = f"{deployment}:{schedule.slug}:{schedule.generation}:{ms}"
     chance = int.from_bytes(hashlib.sha256(text.encode()).digest()[:10], "big")

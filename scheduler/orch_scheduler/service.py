@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import FrameType
 
+from orch_scheduler import planner, pruner, rescuer, stager
+from orch_scheduler.loop import Duty, Loop
 from orchestrator.keys import new_id
 from orchestrator.settings import Settings
 from orchestrator.store import Store, open_store
-from orch_scheduler import planner, pruner, rescuer, stager
-from orch_scheduler.loop import Duty, Loop
 
 log = logging.getLogger(__name__)
 

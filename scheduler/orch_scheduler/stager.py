@@ -1,4 +1,4 @@
-"""The stager: queues runs whose time has come. It sleeps until the next one is due, and is woken when an earlier one appears."""
+"""The stager: queues runs whose time has come. It sleeps until the next is due, and wakes when an earlier one appears."""
 
 from __future__ import annotations
 
