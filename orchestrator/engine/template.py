@@ -1,0 +1,441 @@
+"""A process that has Orch and one deployment's flow module imported, and forks a child for each run.
+
+A worker's supervisor starts one per deployment revision::
+
+    python -P -m orchestrator.engine.template FD        FD: the supervisor's socket
+
+and speaks msgpack arrays with it:
+
+    supervisor -> template  ["load", {entrypoint, path, pull, env, mode}]  first; mode: fork, spawn
+                            ["fork", token] with three descriptors      frames socket, stdout, stderr of the new child
+                            ["trust", [[pid, until], ...]]              kill that child at ``until`` (monotonic seconds)
+                            ["reap", pid]                               its end is dealt with, its number may be used again
+    template -> supervisor  ["loaded", [[file, mtime_ns, size], ...]]   the project's files that a child would not read again
+                            ["failed", message, traceback]              the module does not load
+                            ["unsafe", why]                             forking could hang: start a template in mode spawn
+                            ["child", token, pid, problem]              pid 0: it could not be started
+                            ["exit", pid, status, reason]               a child ended; it stays a zombie until "reap"
+
+A child waits for one ["run", {...}] on its frames socket, executes it and exits. In mode spawn the template imports no user
+code and each child is a fresh interpreter (``--once``).
+
+Who dies with whom: the template kills its children's process groups and exits when the supervisor's socket closes; children
+are killed by the kernel when their template dies. The template, which waits for nothing but its sockets, also keeps the promise
+about leases: a child whose ``until`` passes without a new one is killed, even while the supervisor hangs or is stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from orchestrator import clock
+from orchestrator.engine import processes
+
+if TYPE_CHECKING:
+    from orchestrator.engine.link import Link
+    from orchestrator.flows import Flow
+
+UNTRUSTED = "its worker could not renew the lease in time"
+"""The reason in "exit" of a child that was killed because its ``until`` had passed."""
+
+OUT_OF_MEMORY = "out of memory"
+"""The reason in "exit" of a child that the kernel killed for want of memory."""
+
+
+def main(arguments: list[str]) -> int:
+    """The command line of the module: ``FD`` for a template, ``--once FD PARENT`` for one child in mode spawn."""
+    if arguments[0] == "--once":
+        processes.die_with_parent(int(arguments[2]))
+        _run_once(int(arguments[1]))
+    processes.die_with_parent(os.getppid())
+    return Template(int(arguments[0])).serve()
+
+
+class Template:
+    """One template process: loads, forks on request, watches over its children."""
+
+    def __init__(self, descriptor: int) -> None:
+        import socket
+
+        import msgpack
+
+        self._socket = socket.socket(fileno=descriptor)
+        self._unpacker = msgpack.Unpacker(use_list=True, raw=False)
+        self._pack = msgpack.packb
+        self._descriptors: deque[int] = deque()
+        self._mode = "fork"
+        self._flow: Flow[..., Any] | None = None
+        self._children: dict[int, float | None] = {}  # pid -> trusted until, monotonic
+        self._ended: set[int] = set()  # reported, not reaped
+        self._untrusted: set[int] = set()
+        self._out_of_memory_kills = 0
+        self._wakeup, self._wakeup_writer = os.pipe()
+
+    def serve(self) -> int:
+        """Work until the supervisor's socket closes; returns the exit status."""
+        message = self._first_message()
+        if message is None or not self._load(message[1]):
+            return 1
+        self._watch_children()
+        # From here on the end of the supervisor is seen on its socket, with time to kill whole process groups.
+        processes.survive_parent()
+        parent = os.getppid()
+        import select
+
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        poll.register(self._wakeup, select.POLLIN)
+        while os.getppid() == parent:
+            ready = dict(poll.poll(self._milliseconds_to_next_deadline()))
+            self._kill_untrusted()
+            if self._wakeup in ready:
+                os.read(self._wakeup, 4096)
+                self._report_ended()
+            if self._socket.fileno() in ready and not self._receive():
+                break
+        for pid in self._children:
+            processes.signal_group(pid, signal.SIGKILL)
+        return 0
+
+    def _first_message(self) -> list[Any] | None:
+        while True:
+            for message in self._unpacker:
+                return list(message)
+            received = self._socket.recv(65536)
+            if not received:
+                return None
+            self._unpacker.feed(received)
+
+    def _load(self, spec: Mapping[str, Any]) -> bool:
+        self._mode = spec["mode"]
+        if self._mode == "spawn":
+            self._send(["loaded", []])
+            return True
+        started_ms = clock.now_ms()
+        try:
+            self._flow = load(spec)
+        except BaseException as error:  # a module may raise anything, SystemExit included
+            self._send(["failed", *describe_failure(error)])
+            return False
+        reason = _why_unsafe()
+        if reason:
+            self._send(["unsafe", reason])
+            return False
+        _import_what_runs_need()
+        import gc
+
+        gc.collect()
+        gc.freeze()  # children share these pages: no collection may touch them
+        self._send(["loaded", project_files(started_ms)])
+        return True
+
+    def _watch_children(self) -> None:
+        for descriptor in (self._wakeup, self._wakeup_writer):
+            os.set_blocking(descriptor, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wakeup_writer, warn_on_full_buffer=False)
+        self._out_of_memory_kills = processes.out_of_memory_kills()
+
+    def _milliseconds_to_next_deadline(self) -> float | None:
+        deadlines = [until for until in self._children.values() if until is not None]
+        return max(0.0, (min(deadlines) - clock.monotonic()) * 1000 + 1) if deadlines else None
+
+    def _kill_untrusted(self) -> None:
+        now = clock.monotonic()
+        for pid, until in self._children.items():
+            if until is not None and until <= now:
+                self._untrusted.add(pid)
+                self._children[pid] = None
+                processes.signal_group(pid, signal.SIGKILL)
+
+    def _report_ended(self) -> None:
+        for pid in list(self._children.keys() - self._ended):
+            # WNOWAIT: the zombie keeps its number until the supervisor has killed what is left of its group.
+            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is None:
+                continue
+            self._ended.add(pid)
+            self._children[pid] = None
+            status = ended.si_status << 8 if ended.si_code == os.CLD_EXITED else ended.si_status
+            self._send(["exit", pid, status, self._reason(pid, status)])
+
+    def _reason(self, pid: int, status: int) -> str:
+        if pid in self._untrusted:
+            return UNTRUSTED
+        if status == signal.SIGKILL:
+            before, self._out_of_memory_kills = self._out_of_memory_kills, processes.out_of_memory_kills()
+            if self._out_of_memory_kills > before:
+                return OUT_OF_MEMORY
+        return ""
+
+    def _receive(self) -> bool:
+        import socket
+
+        try:
+            received, descriptors, _, _ = socket.recv_fds(self._socket, 65536, 64)
+        except ConnectionError:
+            return False
+        if not received:
+            return False
+        self._descriptors.extend(descriptors)
+        self._unpacker.feed(received)
+        for kind, *values in self._unpacker:
+            if kind == "fork":
+                self._start_child(values[0])
+            elif kind == "trust":
+                for pid, until in values[0]:
+                    if pid in self._children and pid not in self._ended:
+                        self._children[pid] = until
+            elif kind == "reap":
+                self._reap(values[0])
+        return True
+
+    def _start_child(self, token: int) -> None:
+        frames, stdout, stderr = (self._descriptors.popleft() for _ in range(3))
+        try:
+            pid = self._fork(frames, stdout, stderr) if self._mode == "fork" else _spawn(frames, stdout, stderr)
+        except OSError as error:
+            self._send(["child", token, 0, f"{error.strerror or error}"])
+        else:
+            self._children[pid] = None
+            self._send(["child", token, pid, ""])
+        finally:
+            for descriptor in (frames, stdout, stderr):
+                os.close(descriptor)
+
+    def _fork(self, frames: int, stdout: int, stderr: int) -> int:
+        parent = os.getpid()
+        pid = os.fork()
+        if pid:
+            with contextlib.suppress(OSError):
+                os.setpgid(pid, pid)  # both sides do it: whoever is first, the group exists before anyone signals it
+            return pid
+        try:
+            os.setpgid(0, 0)
+            processes.die_with_parent(parent)
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for descriptor in (self._socket.fileno(), self._wakeup, self._wakeup_writer, *self._descriptors):
+                os.close(descriptor)
+            self._socket.detach()
+            os.dup2(stdout, 1)
+            os.dup2(stderr, 2)
+            os.close(stdout)
+            os.close(stderr)
+            _reseed()
+            _run_forked(frames, self._flow)
+        finally:
+            os._exit(70)  # not reached unless the lines above fail: a child never returns into the template's loop
+
+    def _reap(self, pid: int) -> None:
+        if self._children.pop(pid, 0) != 0:
+            self._ended.discard(pid)
+            self._untrusted.discard(pid)
+            os.waitpid(pid, 0)
+
+    def _send(self, message: list[Any]) -> None:
+        with contextlib.suppress(OSError):  # the supervisor is gone; the next read says so too
+            self._socket.sendall(self._pack(message))
+
+
+def load(spec: Mapping[str, Any]) -> Flow[..., Any]:
+    """Go where the deployment's code is and import its flow. ``spec`` holds entrypoint, path, pull and env.
+
+    Raises whatever the user's module raises, and FlowLoadError where it is not there at all.
+    """
+    import socket
+
+    from orchestrator.deployments import entrypoints
+    from orchestrator.exceptions import FlowLoadError
+
+    path = spec.get("path") or str(Path.cwd())
+    try:
+        os.chdir(path)
+    except OSError as error:
+        raise FlowLoadError(
+            f"Worker host '{socket.gethostname()}' cannot enter the deployment's folder '{path}': {error.strerror}.",
+            hint="Put the code there on every worker host (a shared disk, an image, or a pull step in orch.yaml), "
+            "or correct the path and deploy again.",
+        ) from None
+    os.environ.update({str(name): str(value) for name, value in (spec.get("env") or {}).items()})
+    sys.dont_write_bytecode = True  # a file saved twice in one second would find the first one's bytecode
+    sys.argv = [spec["entrypoint"]]
+    if spec.get("pull"):
+        from orchestrator.deployments import steps
+
+        path = str(steps.run_pull(spec["pull"], path))
+        os.chdir(path)
+    return entrypoints.load_flow(spec["entrypoint"], path)
+
+
+def describe_failure(error: BaseException) -> tuple[str, str]:
+    """What a load failure says in the run's state, and the traceback for its log, without Orch's own frames where possible."""
+    import traceback
+
+    from orchestrator.exceptions import OrchError
+
+    cause = error.__cause__ if isinstance(error, OrchError) and error.__cause__ is not None else error
+    message = str(error) if isinstance(error, OrchError) else f"{type(error).__name__}: {error}"
+    hint = getattr(error, "hint", None)
+    if isinstance(cause, OrchError):
+        text = message
+    else:
+        text = "".join(traceback.format_exception(type(cause), cause, cause.__traceback__)).rstrip()
+    return message, f"{text}\n{hint}" if hint else text
+
+
+def project_files(started_ms: int) -> list[list[Any]]:
+    """The imported files that belong to the project, each with mtime and size: whoever edits one wants a new template.
+
+    The standard library, installed packages and Orch itself are not the project. A file that changed after ``started_ms``, when
+    loading began, may have been read before or after: its mtime is given as 0, which never matches.
+    """
+    files: list[list[Any]] = []
+    for file in sorted(_imported_files()):
+        try:
+            status = Path(file).stat()
+        except OSError:
+            continue
+        certain = status.st_mtime_ns < started_ms * 1_000_000
+        files.append([file, status.st_mtime_ns if certain else 0, status.st_size])
+    return files
+
+
+def _imported_files() -> set[str]:
+    import sysconfig
+
+    orch = Path(__file__).parent.parent
+    installed = (sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
+    foreign = tuple(f"{os.path.realpath(folder)}/" for folder in (str(orch), *installed))
+    found = set()
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if isinstance(file, str):
+            file = os.path.realpath(file)
+            if not file.startswith(foreign) and "site-packages" not in file and "dist-packages" not in file:
+                found.add(file)
+    return found
+
+
+def _why_unsafe() -> str:
+    """Why forking this process could leave its children with a lock that nobody will ever release; empty when it is fine."""
+    import threading
+
+    if sys.platform == "darwin":
+        return "macOS frameworks do not survive a fork"
+    others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    return f"the flow's module started threads: {', '.join(sorted(others))}" if others else ""
+
+
+def _import_what_runs_need() -> None:
+    """Import here, once, what each child would otherwise import for itself."""
+    import orchestrator.engine.execute
+    import orchestrator.engine.link  # noqa: F401
+
+
+def _reseed() -> None:
+    """Give this child random numbers of its own. After a fork ``random`` has them already, NumPy's global state has not."""
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and hasattr(numpy, "random"):
+        numpy.random.seed(int.from_bytes(os.urandom(4), "big"))
+
+
+def _spawn(frames: int, stdout: int, stderr: int) -> int:
+    import subprocess
+
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "orchestrator.engine.template", "--once", str(frames), str(os.getpid())],
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        pass_fds=[frames],
+        process_group=0,
+    )
+    process.returncode = 0  # the template waits for it by its number
+    return process.pid
+
+
+def _run_forked(frames: int, flow: Flow[..., Any] | None) -> NoReturn:
+    """One run in a forked child: the flow is already there."""
+    link, run = _receive_run(frames)
+    if run is None:
+        os._exit(0)
+    _execute(run, link, flow)
+
+
+def _run_once(frames: int) -> NoReturn:
+    """One run in a fresh interpreter: load, then run; a load failure is the run's failure."""
+    _import_what_runs_need()
+    link, run = _receive_run(frames)
+    if run is None:
+        os._exit(0)
+    try:
+        flow = load(run)
+    except BaseException as error:
+        _end_failed(link, run, error)
+    _execute(run, link, flow)
+
+
+def _receive_run(frames: int) -> tuple[Link, dict[str, Any] | None]:
+    """Wait for the run frame; None when the supervisor closes the socket instead."""
+    import socket
+
+    from orchestrator.engine import protocol
+    from orchestrator.engine.link import Link
+
+    link = Link(socket.socket(fileno=frames))
+    frame = link.receive()
+    return link, frame[1] if frame and frame[0] == protocol.RUN else None
+
+
+def _execute(run: dict[str, Any], link: Link, flow: Flow[..., Any] | None) -> NoReturn:
+    from orchestrator.engine.execute import execute_run
+
+    assert flow is not None
+    # Lines reach the log while the run goes on, and none is lost when the process is killed.
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    status = 0
+    try:
+        execute_run(run, link, flow)
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else 1
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        status = 1
+    _leave(link, status)
+
+
+def _end_failed(link: Link, run: dict[str, Any], error: BaseException) -> NoReturn:
+    """The flow does not load: say so in the log and end the run Failed."""
+    import logging
+
+    from orchestrator.engine import protocol
+    from orchestrator.states import StateType
+
+    message, traceback = describe_failure(error)
+    link.send([protocol.LOG, run["id"], [[clock.now_ms(), logging.ERROR, "orchestrator.worker", traceback, None]]])
+    link.send([protocol.END, run["id"], StateType.FAILED.value, "Failed", message, b"", None])
+    _leave(link, 0)
+
+
+def _leave(link: Link, status: int) -> NoReturn:
+    # No clean-up of the interpreter: it costs milliseconds, and objects made before the fork are not ours to finalise.
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    link.close()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

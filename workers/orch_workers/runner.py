@@ -1,0 +1,624 @@
+"""The supervisor of a worker: claims runs, has an executor execute them, renews their leases, relays what they say, drains.
+
+One thread, one loop, no user code. It waits for sockets, signals and the next of a few moments, never for anything else;
+two threads beside it make the blocking reads (``waiting``). All calls to Redis are made here, batched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import random
+import selectors
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from orch_workers.base import Executor, Host, Job, WorkerOptions
+from orch_workers.waiting import Waiter
+from orchestrator import clock, keys
+from orchestrator._version import __version__
+from orchestrator.engine import protocol
+from orchestrator.engine.relay import Relay, Reply
+from orchestrator.exceptions import ConfigurationError, ObjectNotFound, StoreUnavailable
+from orchestrator.models import Deployment, LogLine, Worker
+from orchestrator.settings import load
+from orchestrator.states import StateType
+
+if TYPE_CHECKING:
+    from orchestrator.metrics import WorkerMetrics
+    from orchestrator.store import Store
+    from orchestrator.store.pools import Control
+    from orchestrator.store.runs import ClaimedRun, Delivery
+
+T = TypeVar("T")
+
+TRUST = 13 / 15
+"""The part of a lease after which its runs are killed if no renewal was accepted: nobody else starts them before it is over."""
+
+BLOCK = timedelta(seconds=5)
+QUEUES_S = 30.0
+TICK_S = 1.0
+IDLE_TICK_S = 5.0
+BACKLOG_BYTES = 16 * 1024 * 1024
+"""While more than this waits for Redis, runs are not listened to: they wait when their socket or pipe is full."""
+
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 2.0
+_STDERR_LEVEL = logging.ERROR
+
+log = logging.getLogger(__name__)
+
+
+def run_worker(options: WorkerOptions) -> int:
+    """Work until told to stop; returns the exit status: 0 after an orderly end.
+
+    Call it from a process's main thread, with no other threads: it takes over SIGTERM, SIGINT, SIGHUP and SIGCHLD.
+
+    Raises ObjectNotFound for a missing pool or queue, ConfigurationError for a pool of another type, InvalidName for the name.
+    """
+    from orchestrator.store import open_store
+
+    settings = options.settings or load()
+    name = keys.check_name("worker", options.name) if options.name else _unique_name()
+    say = options.announce or log.info
+    # The loop must not sit in a call while Redis is away: it makes its own pauses, and its runs are looked after meanwhile.
+    with open_store(replace(settings, redis_retry_s=0), announce=say) as store:
+        supervisor = Supervisor(store, replace(options, name=name, announce=say))
+        return supervisor.run()
+
+
+def make_executor(kind: str, host: Host, limit: int) -> Executor:
+    """The executor of a type of worker. Raises ConfigurationError for a type that there is not."""
+    if kind == "process":
+        from orch_workers.process import ProcessExecutor
+
+        return ProcessExecutor(host, limit)
+    raise ConfigurationError(f"There is no worker type {kind!r}.", hint="Types: process")
+
+
+class Supervisor:
+    """One worker. Its methods run on one thread, those of ``Host`` when an executor calls them from there."""
+
+    def __init__(
+        self, store: Store, options: WorkerOptions, make: Callable[[str, Host, int], Executor] = make_executor
+    ) -> None:
+        self._store = store
+        self._options = options
+        self._say = options.announce or log.info
+        self._name = options.name
+        self._pool = options.pool
+        self._started = clock.now()
+        self._queues = self._read_queues()
+        self._relay = Relay(store, self._name)
+        self._frames: dict[Job, protocol.Frames] = {}
+        self._jobs: dict[str, Job] = {}
+        self._to_hand_back: dict[str, Job] = {}
+        self._deployments: dict[str, Deployment] = {}
+        self._delivered: list[Delivery] = []
+        self._may_have_more = True
+        self._is_handed = False  # pending deliveries of a broken connection may wait for us
+        self._control_after = "0"
+        self._away_until: float | None = None
+        self._pause_s = _FIRST_PAUSE_S
+        self._stage = 0  # how often we were told to stop
+        self._drain_until: float | None = None
+        self._duties = 0
+        self._workers = 1
+        self._redis_ahead_ms = 0
+        lease = store.settings.lease.total_seconds()
+        self._lease_s = lease
+        self._trust_s = lease * TRUST
+        self._heartbeat_s = store.settings.silence.total_seconds() / 3
+        self._timers: dict[Callable[[], None], float] = {}
+        self._selector = selectors.DefaultSelector()
+        self._wake_reader, self._wake_writer = os.pipe()
+        for descriptor in (self._wake_reader, self._wake_writer):
+            os.set_blocking(descriptor, False)
+        self._selector.register(self._wake_reader, selectors.EVENT_READ, (self._woken, None))
+        self._runs_waiter = Waiter("orch-wait-runs", self._wait_for_runs, self._wake)
+        self._control_waiter = Waiter("orch-wait-control", self._wait_for_control, self._wake)
+        self._executor = make(options.type, self, options.limit)
+        self._metrics: WorkerMetrics | None = None
+
+    def run(self) -> int:
+        """Work until told to stop."""
+        self._take_signals()
+        if self._options.metrics_port is not None:
+            from orchestrator.metrics import WorkerMetrics
+
+            self._metrics = WorkerMetrics(self._pool, self._name, self._options.limit, self._options.metrics_port)
+        try:
+            self._begin()
+            while not self._is_over():
+                self._turn()
+        finally:
+            self._executor.close()
+        self._end()
+        return 0
+
+    def _begin(self) -> None:
+        what = f"Worker '{self._name}' polls work pool '{self._pool}'"
+        which = f", work queues {', '.join(self._queues)}" if self._options.queues else ""
+        self._say(f"{what}{which}; up to {self._options.limit} runs at a time. Stop it with Ctrl-C.")
+        if self._store.pools.get(self._pool).status == "PAUSED":
+            self._say(f"Work pool '{self._pool}' is paused. Resume it with: orch work-pool resume '{self._pool}'")
+        now = clock.monotonic()
+        self._timers = {
+            self._heartbeat: now,
+            self._renew: now + self._lease_s / 3,
+            self._refresh_queues: now + QUEUES_S,
+            self._tick: now + TICK_S,
+        }
+        deployments = [found for found in self._store.deployments.all(pool=self._pool) if found.pool == self._pool]
+        for deployment in deployments:
+            self._deployments[deployment.id] = deployment
+        newest = sorted(deployments, key=lambda found: found.updated or self._started, reverse=True)
+        if not self._options.burst:
+            self._executor.prewarm(newest[: self._options.limit])
+
+    def _turn(self) -> None:
+        """Wait for something, deal with all of it, write what came of it, claim for the slots that are free."""
+        watched = self._selector.get_map()
+        for key, mask in self._selector.select(self._seconds_to_next()):
+            # What one of them does may close another's descriptor, or give its number to a new one: then its turn is over.
+            readable, writable = key.data
+            if mask & selectors.EVENT_READ and watched.get(key.fd) is key:
+                readable()
+            if mask & selectors.EVENT_WRITE and watched.get(key.fd) is key and writable is not None:
+                writable()
+        self._take_control()
+        self._run_timers()
+        self._executor.flush()
+        self._write()
+        self._claim()
+        self._executor.flush()
+
+    def _is_over(self) -> bool:
+        if self._jobs or self._to_hand_back:
+            return False
+        if self._stage:
+            return self._relay.is_idle or self._stage > 1
+        return self._options.burst and not self._may_have_more and self._relay.is_idle
+
+    def _end(self) -> None:
+        """Leave nothing behind in Redis. Where it cannot be reached, others find out by themselves."""
+        try:
+            self._relay.flush(clock.monotonic())
+            self._store.runs.redeliver(self._pool, self._queues, worker=self._name, idle=timedelta(0))
+            self._store.pools.leave(self._name, self._pool, self._queues)
+        except StoreUnavailable as error:
+            log.warning("Left without a word: %s", error)
+        self._say(f"Worker '{self._name}' has stopped.")
+
+    # -- waiting
+
+    def _seconds_to_next(self) -> float:
+        now = clock.monotonic()
+        moments = [*self._timers.values()]
+        if self._relay.deadline is not None:
+            moments.append(self._relay.deadline)
+        if self._away_until is not None:
+            moments = [max(moment, self._away_until) for moment in moments]
+        if self._drain_until is not None:
+            moments.append(self._drain_until)
+        moments += [job.kill_at for job in self._jobs.values() if job.kill_at is not None]
+        if self._wants_claim():
+            moments.append(self._away_until or now)
+        if self._to_hand_back:
+            moments.append(self._away_until or now)
+        return max(0.0, min(moments) - now)
+
+    def _run_timers(self) -> None:
+        now = clock.monotonic()
+        if self._drain_until is not None and now >= self._drain_until:
+            self._drain_until = None
+            self._stop_now(f"The grace of {self._options.grace.total_seconds():g} s is over")
+        for job in list(self._jobs.values()):
+            if job.kill_at is not None and now >= job.kill_at:
+                job.kill_at = None
+                self._executor.kill(job)
+        for timer in [timer for timer, moment in self._timers.items() if now >= moment]:
+            timer()
+
+    def _wait_for_runs(self) -> list[Delivery]:
+        recover, self._is_handed = self._is_handed, False
+        try:
+            return self._store.pools.wait_for_runs(self._pool, self._name, self._queues, BLOCK, recover=recover)
+        except Exception:
+            self._is_handed = True
+            raise
+
+    def _wait_for_control(self) -> list[Control]:
+        return self._store.pools.wait_for_control(self._name, self._control_after, BLOCK)
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # enough of them are there already
+            os.write(self._wake_writer, b"\0")
+
+    def _take_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, lambda *_: None)
+        signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
+
+    def _woken(self) -> None:
+        numbers = os.read(self._wake_reader, 4096)
+        if signal.SIGCHLD in numbers:
+            self._executor.children_ended()
+        for number in numbers:
+            if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                self._stop()
+
+    # -- talking to Redis
+
+    def _ask(self, call: Callable[[], T]) -> T | None:
+        """What the store answers; None while it cannot be reached. Then nothing is asked again for a moment."""
+        if self._away_until is not None and clock.monotonic() < self._away_until:
+            return None
+        try:
+            answer = call()
+        except StoreUnavailable as error:
+            self._lost_touch(error)
+            return None
+        if self._away_until is not None:
+            self._away_until = None
+            self._pause_s = _FIRST_PAUSE_S
+            self._say("Redis is back.")
+        return answer
+
+    def _lost_touch(self, error: Exception) -> None:
+        if self._away_until is None:
+            self._say(f"Redis cannot be reached; runs go on, and so does this worker when it is back. {error}")
+        self._away_until = clock.monotonic() + self._pause_s * random.uniform(0.75, 1.25)
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+
+    def _write(self) -> None:
+        """Write what runs have said, if it is time, and deal with the answers. Then give runs back."""
+        now = clock.monotonic()
+        if self._relay.deadline is not None and now >= self._relay.deadline:
+            for reply in self._relay.flush(now):
+                self._take_reply(reply)
+        for job in list(self._to_hand_back.values()):
+            if self._ask(partial(self._store.runs.hand_back, job.run.id, job.run.attempt)) is None:
+                break
+            del self._to_hand_back[job.run.id]
+            self._release(job)
+
+    def _take_reply(self, reply: Reply) -> None:
+        job = reply.child
+        assert isinstance(job, Job)
+        kind, run, *_ = reply.frame
+        if kind == protocol.ENDED and run == job.run.id:
+            job.has_ended = True
+            self._release(job)
+        self._executor.send(job, protocol.pack(reply.frame))
+
+    def _release(self, job: Job) -> None:
+        """The job's slot is free."""
+        if self._jobs.get(job.run.id) is job:
+            del self._jobs[job.run.id]
+            self._may_have_more = True
+
+    # -- claiming
+
+    def _wants_claim(self) -> bool:
+        free = self._options.limit - len(self._jobs)
+        return (
+            not self._stage and free > 0 and bool(self._delivered or (self._may_have_more and not self._runs_waiter.is_armed))
+        )
+
+    def _claim(self) -> None:
+        """Fill the free slots. Only when the queues have been found empty does a blocked read wait for more."""
+        self._take_deliveries()
+        while self._wants_claim():
+            free = self._options.limit - len(self._jobs)
+            asked = clock.monotonic()
+            claims = self._ask(partial(self._store.runs.claim, self._name, self._pool, self._queues, free, self._delivered))
+            if claims is None:
+                return
+            self._delivered = []
+            self._may_have_more = claims.more or len(claims.claimed) >= free
+            for run in claims.claimed:
+                self._begin_run(run, asked)
+        if not self._stage and len(self._jobs) < self._options.limit and self._away_until is None and not self._options.burst:
+            self._runs_waiter.arm()
+
+    def _take_deliveries(self) -> None:
+        result = self._runs_waiter.take()
+        if isinstance(result, Exception):
+            self._lost_touch(result)
+            self._may_have_more = True
+        elif result:
+            self._delivered += result
+
+    def _begin_run(self, run: ClaimedRun, asked: float) -> None:
+        log.info("Claimed run %s of '%s'", run.id, run.flow, extra={"action": "run_claimed", "run": run.id})
+        deployment = self._deployment_of(run)
+        job = Job(run, deployment or Deployment(name="", flow=run.flow, entrypoint=""), asked + self._trust_s)
+        self._jobs[run.id] = job
+        self._frames[job] = protocol.Frames()
+        self._relay.adopt(job, run.id, run.attempt)
+        if deployment is None:
+            self.failed(job, "The run's deployment is gone, so nothing says where its code is.", "")
+        else:
+            self._executor.start(job)
+
+    def _deployment_of(self, run: ClaimedRun) -> Deployment | None:
+        if run.deployment is None:
+            return None
+        known = self._deployments.get(run.deployment)
+        if known is None or known.revision != run.revision:
+            try:
+                known = self._store.deployments.get(run.deployment)
+            except ObjectNotFound:
+                return None
+            except StoreUnavailable as error:
+                # What was known is at worst one revision old; where nothing was, the run cannot be started here.
+                self._lost_touch(error)
+                return known
+            self._deployments[run.deployment] = known
+        return known
+
+    # -- what executors tell (Host)
+
+    def watch(self, file: int, readable: Callable[[], object], writable: Callable[[], object] | None = None) -> None:
+        """See Host."""
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if writable else 0)
+        if file in self._selector.get_map():
+            self._selector.modify(file, events, (readable, writable))
+        else:
+            self._selector.register(file, events, (readable, writable))
+
+    def unwatch(self, file: int) -> None:
+        """See Host."""
+        if file in self._selector.get_map():
+            self._selector.unregister(file)
+
+    def say(self, sentence: str) -> None:
+        """See Host."""
+        self._say(sentence)
+
+    def frames(self, job: Job, data: bytes) -> None:
+        """See Host."""
+        try:
+            for frame in self._frames[job].feed(data):
+                self._take_frame(job, frame)
+        except (ValueError, KeyError) as error:
+            log.warning("Stopped run %s: it sent what is no frame (%s)", job.run.id, error)
+            self._executor.kill(job)
+
+    def _take_frame(self, job: Job, frame: list[Any]) -> None:
+        if frame[0] == protocol.END and frame[1] == job.run.id:
+            # What was printed before the end belongs before it in the log.
+            self._executor.read_output(job)
+            job.has_reported_end = True
+            if self._metrics is not None:
+                self._metrics.run_ended(job.run.flow, str(frame[2]))
+        self._relay.feed(job, frame, clock.monotonic())
+
+    def output(self, job: Job, stream: str, lines: Sequence[str]) -> None:
+        """See Host."""
+        level = logging.INFO if stream == "stdout" else _STDERR_LEVEL
+        at = clock.now()
+        self._log(job, [LogLine(at, level, stream, line, job.run.attempt) for line in lines])
+
+    def failed(self, job: Job, message: str, traceback: str) -> None:
+        """See Host."""
+        at = clock.now()
+        lines = [LogLine(at, logging.ERROR, "orchestrator.worker", text, job.run.attempt) for text in (traceback or message,)]
+        self._log(job, lines)
+        end = [protocol.END, job.run.id, StateType.FAILED.value, "Failed", message, b"", None]
+        self._relay.feed(job, end, clock.monotonic())
+        job.has_reported_end = True
+
+    def died(self, job: Job, reason: str, *, untrusted: bool) -> None:
+        """See Host."""
+        self._frames.pop(job, None)
+        job.kill_at = None
+        if job.has_ended:
+            return
+        now = clock.monotonic()
+        run = job.run.id
+        if job.is_lost:
+            self._release(job)
+        elif not job.has_reported_end and (job.is_given_up or untrusted):
+            # Not the run's fault: no crash is charged, unless somebody has seen its lease lapse before we can say so.
+            self._relay.forget(run)
+            self._to_hand_back[run] = job
+        if not job.has_reported_end:
+            self._log(
+                job, [LogLine(clock.now(), logging.ERROR, "orchestrator.worker", _last_words(job, reason), job.run.attempt)]
+            )
+        self._relay.gone(job, reason, now)
+
+    def _log(self, job: Job, lines: Sequence[LogLine]) -> None:
+        self._relay.add_log(job.run.id, lines, clock.monotonic())
+
+    # -- leases and cancellation
+
+    def _renew(self) -> None:
+        now = clock.monotonic()
+        self._timers[self._renew] = now + self._lease_s / 3
+        leases = self._relay.leases()
+        if not leases:
+            return
+        answers = self._ask(lambda: self._store.runs.renew(leases))
+        if answers is None:
+            self._timers[self._renew] = now  # as soon as Redis is asked anything again
+            return
+        renewed = []
+        for (run, _), answer in zip(leases, answers, strict=True):
+            job = self._relay.child_of(run)
+            if not isinstance(job, Job):
+                continue
+            is_root = run == job.run.id
+            if answer in ("ok", "cancel"):
+                if is_root:
+                    job.trusted_until = now + self._trust_s
+                    renewed.append(job)
+                if answer == "cancel":
+                    self._cancel(job, run)
+            elif not is_root:
+                self._relay.forget(run)
+            elif not job.has_reported_end:
+                self._lose(job, answer)
+        self._executor.trust(renewed)
+
+    def _lose(self, job: Job, answer: str) -> None:
+        """Somebody else may have the run now: stop it at once and say nothing."""
+        log.warning("Stopped run %s: its lease was %s", job.run.id, answer, extra={"action": "lease_lost", "run": job.run.id})
+        if self._metrics is not None:
+            self._metrics.lease_expired()
+        self._relay.forget(job.run.id)
+        job.is_lost = True
+        self._executor.kill(job)
+
+    def _take_control(self) -> None:
+        result = self._control_waiter.take()
+        if isinstance(result, Exception):
+            self._lost_touch(result)
+        for control in result if isinstance(result, list) else ():
+            self._control_after = control.id
+            job = self._relay.child_of(control.run)
+            if control.what == "cancel" and isinstance(job, Job):
+                self._cancel(job, control.run)
+        if self._away_until is None:
+            self._control_waiter.arm()
+
+    def _cancel(self, job: Job, run: str) -> None:
+        """SIGTERM now, SIGKILL when the grace is over. Whatever is left then is reported dead, which ends it Cancelled."""
+        if run in job.cancelled or job.has_reported_end:
+            return
+        job.cancelled.add(run)
+        job.kill_at = clock.monotonic() + self._options.cancel_grace.total_seconds()
+        self._executor.send(job, protocol.pack([protocol.CANCEL, run, "Cancelled on request."]))
+        self._executor.terminate(job)
+
+    # -- stopping
+
+    def _stop(self) -> None:
+        self._stage += 1
+        if self._stage == 1:
+            grace = self._options.grace
+            self._drain_until = clock.monotonic() + grace.total_seconds()
+            left = len(self._jobs)
+            waits = f" {left} runs may take up to {grace.total_seconds():g} s to end; Ctrl-C stops them now." if left else ""
+            self._say(f"Stopping: no new runs are claimed.{waits}")
+            self._heartbeat()
+        elif self._stage == 2:
+            self._stop_now("Stopping now")
+        else:
+            self._say("Stopping without a word to Redis: what ran here starts elsewhere when its lease is over.")
+            self._executor.close()
+            os._exit(1)
+
+    def _stop_now(self, why: str) -> None:
+        jobs = [job for job in self._jobs.values() if not job.has_reported_end and not job.is_lost]
+        if jobs:
+            self._say(f"{why}: {len(jobs)} runs are stopped and handed back.")
+        for job in jobs:
+            job.is_given_up = True
+            self._executor.kill(job)
+
+    # -- what is done from time to time
+
+    def _heartbeat(self) -> None:
+        now = clock.monotonic()
+        self._timers[self._heartbeat] = now + self._heartbeat_s
+        answer = self._ask(lambda: self._store.pools.heartbeat(self._as_worker()))
+        if self._metrics is not None:
+            self._metrics.beat(len(self._jobs), is_up=answer is not None)
+        if answer is None:
+            self._timers[self._heartbeat] = now
+            return
+        self._redis_ahead_ms = answer.now_ms - clock.now_ms()
+        self._workers = max(1, answer.workers)
+        if answer.scheduler_alive or self._options.burst:
+            self._timers.pop(self._stand_in, None)
+        else:
+            self._timers.setdefault(self._stand_in, now + self._workers * random.random())
+
+    def _as_worker(self) -> Worker:
+        now = clock.now()
+        return Worker(
+            name=self._name,
+            pool=self._pool,
+            type=self._options.type,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            version=__version__,
+            python=platform.python_version(),
+            limit=self._options.limit,
+            running=len(self._jobs),
+            queues=self._options.queues,
+            started=self._started,
+            heartbeat=now,
+            status="DRAINING" if self._stage else "ONLINE",
+            clock_skew=timedelta(0),
+        )
+
+    def _stand_in(self) -> None:
+        """No scheduler lives: do one of its most urgent duties. All workers together make about one such call a second."""
+        now = clock.monotonic()
+        runs = self._store.runs
+        self._timers[self._stand_in] = now + self._workers * random.uniform(0.75, 1.25)
+        turn = self._duties = (self._duties + 1) % 6
+        if turn % 2:
+            released = self._ask(runs.release_due)
+            if released is not None and released.next_due is not None:
+                wait_s = (clock.to_ms(released.next_due) - clock.now_ms() - self._redis_ahead_ms) / 1000
+                self._timers[self._stand_in] = min(self._timers[self._stand_in], now + max(0.0, wait_s))
+                self._duties -= wait_s <= self._workers  # the same duty again when that run is due
+        elif turn == 0:
+            self._ask(runs.lapse)
+        elif turn == 2:
+            self._ask(lambda: runs.redeliver(self._pool, self._queues))
+        else:
+            self._ask(runs.wake)
+
+    def _refresh_queues(self) -> None:
+        now = clock.monotonic()
+        self._timers[self._refresh_queues] = now + QUEUES_S
+        queues = self._ask(self._read_queues)
+        if queues is not None:
+            self._queues = queues
+
+    def _tick(self) -> None:
+        self._timers[self._tick] = clock.monotonic() + (TICK_S if self._jobs else IDLE_TICK_S)
+        self._executor.tick()
+
+    def _read_queues(self) -> list[str]:
+        """The queues to read, in the order of their priority. Raises ObjectNotFound, ConfigurationError for another type."""
+        pool = self._store.pools.get(self._pool)
+        if pool.type != self._options.type:
+            raise ConfigurationError(
+                f"Work pool '{pool.name}' is of type {pool.type}, and this worker of type {self._options.type}.",
+                hint=f"Start the worker with: orch worker start --pool '{pool.name}' --type {pool.type}",
+            )
+        names = [queue.name for queue in pool.queues]
+        for queue in self._options.queues:
+            if queue not in names:
+                raise ObjectNotFound(
+                    f"Work pool '{pool.name}' has no work queue '{queue}'.",
+                    hint=f"Create it with: orch work-queue create '{queue}' --pool '{pool.name}'",
+                )
+        return [name for name in names if not self._options.queues or name in self._options.queues]
+
+
+def _last_words(job: Job, reason: str) -> str:
+    if job.is_lost:
+        return f"Stopped here: the run is no longer this worker's; {reason}."
+    if job.is_given_up:
+        return "Stopped and handed back: its worker shuts down."
+    return f"The run's process is gone: {reason}."
+
+
+def _unique_name() -> str:
+    host = "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in socket.gethostname())
+    return keys.check_name("worker", f"{host}-{os.getpid()}-{os.urandom(2).hex()}")
