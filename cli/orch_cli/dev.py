@@ -57,9 +57,7 @@ def dev(pools: tuple[str, ...], limit: int | None) -> int:
 
 def _pools(store: Store, wanted: tuple[str, ...]) -> list[str]:
     """The pools to start workers for, created where they do not exist."""
-    names = (
-        list(dict.fromkeys(wanted)) or [pool.name for pool in store.pools.all() if pool.type == "process"] or [DEFAULT_POOL]
-    )
+    names = list(dict.fromkeys(wanted)) or [pool.name for pool in store.pools.all() if pool.type == "process"] or [DEFAULT_POOL]
     for name in names:
         if not store.pools.exists(name):
             store.pools.create(name)

@@ -87,7 +87,8 @@ class View(Generic[T]):
     """How one kind of thing looks.
 
     ``name`` is what ``-o name`` prints and other commands accept. ``empty`` says what the thing is and which command makes the
-    first one. ``sheet`` holds what ``inspect`` shows beside the columns. ``json`` is the thing's JSON form.
+    first one. ``sheet`` holds what ``inspect`` shows beside the columns, or at greater length than one of them. ``json`` is
+    the thing's JSON form.
     """
 
     name: Callable[[T], str]
@@ -372,7 +373,9 @@ class Printer(Generic[T]):
 
     def _sheet(self, thing: T) -> None:
         terminal = is_terminal()
-        columns = (*self.view.columns, *self.view.sheet)
+        # What the sheet tells under a column's title, it tells at greater length.
+        longer = {column.key: column for column in self.view.sheet}
+        columns = [*(longer.pop(column.key, column) for column in self.view.columns), *longer.values()]
         width = max(len(column.title) for column in columns)
         for column in columns:
             value = column.of(thing)

@@ -17,7 +17,9 @@ def scheduler() -> None:
 
 
 @scheduler.command("start", examples=("orch scheduler start", "orch scheduler start --name blue"))
-@click.option("-n", "--name", metavar="NAME", default="", help="The scheduler's name; by default made of the host's and a number.")
+@click.option(
+    "-n", "--name", metavar="NAME", default="", help="The scheduler's name; by default made of the host's and a number."
+)
 def start(name: str) -> int:
     """Start a scheduler, in the foreground. Ctrl-C or SIGTERM stops it."""
     from orch_cli.connection import settings

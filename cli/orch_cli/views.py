@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from orch_cli.output import Column, View, Word, absolute, state_word
+from datetime import datetime
+
+from orch_cli.output import Column, View, Word, absolute, relative, state_word
+from orchestrator import clock
 from orchestrator.models import Deployment, Event, LogLine, Run, Schedule, TaskRun, Worker, WorkPool, WorkQueue, as_json
 
 _STATUS_COLORS = {"READY": "green", "NOT_READY": "yellow", "PAUSED": "magenta", "ONLINE": "green", "DRAINING": "yellow"}
@@ -24,7 +27,7 @@ def schedule_text(schedule: Schedule) -> str:
     """When a schedule fires, in a few words."""
     from orchestrator.schedules import describe
 
-    return describe(schedule)
+    return describe(schedule).removeprefix("cron ")
 
 
 def _paused(paused: bool) -> Word:
@@ -33,6 +36,24 @@ def _paused(paused: bool) -> Word:
 
 def _schedules(deployment: Deployment) -> str:
     return "; ".join(f"{schedule_text(s)}{'' if s.active else ' (paused)'}" for s in deployment.schedules)
+
+
+def _schedule_lines(deployment: Deployment) -> str:
+    def line(schedule: Schedule) -> str:
+        moment = _next_fire(deployment, schedule)
+        after = (
+            f"next {absolute(moment)} ({relative(moment)})" if moment else "paused" if not schedule.active else "no next run"
+        )
+        return f"{schedule.slug}: {schedule_text(schedule)}, {after}"
+
+    return "\n".join(map(line, deployment.schedules))
+
+
+def _next_fire(deployment: Deployment, schedule: Schedule) -> datetime | None:
+    """When a schedule fires next, if it is active."""
+    from orchestrator.schedules import next_after
+
+    return next_after(schedule, clock.now()) if schedule.active and not deployment.paused else None
 
 
 def _history(run: Run) -> str:
@@ -115,6 +136,7 @@ DEPLOYMENT: View[Deployment] = View(
         Column("ID", lambda deployment: deployment.id, wide=True),
     ),
     sheet=(
+        Column("Schedules", _schedule_lines),
         Column("Description", lambda deployment: deployment.description),
         Column("Path", lambda deployment: deployment.path),
         Column("Deployed from", lambda deployment: deployment.deployed_from),
@@ -133,7 +155,8 @@ SCHEDULE: View[tuple[Deployment, Schedule]] = View(
     columns=(
         Column("Slug", lambda pair: pair[1].slug, fold=True),
         Column("Schedule", lambda pair: schedule_text(pair[1]), fold=True),
-        Column("Status", lambda pair: _paused(not pair[1].active)),
+        Column("Status", lambda pair: _paused(not pair[1].active or pair[0].paused)),
+        Column("Next", lambda pair: _next_fire(*pair)),
         Column("Deployment", lambda pair: pair[0].slug, fold=True),
         Column("Parameters", lambda pair: pair[1].parameters, wide=True),
     ),

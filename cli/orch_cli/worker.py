@@ -29,7 +29,7 @@ def worker() -> None:
     ),
 )
 @pool_option(required=True)
-@click.option("-n", "--name", metavar="NAME", default="", help="The worker's name; by default made of the host's and a number.")
+@click.option("-n", "--name", metavar="NAME", default="", help="The worker's name; by default made from the host's.")
 @click.option(
     "-t", "--type", "kind", type=click.Choice(POOL_TYPES), default="process", show_default=True, help="How it runs flows."
 )
