@@ -261,7 +261,7 @@ class Worker:
 
 @dataclass(slots=True)
 class Gate:
-    """A thing that runs may have to wait for: ``pool:NAME``, ``queue:POOL:NAME``, ``deployment:ID``, ``tag:NAME``, ``global:NAME``.
+    """A thing that runs may have to wait for: ``pool:NAME``, ``queue:POOL:NAME``, ``deployment:ID``, ``tag:NAME``.
 
     ``limit`` None = unlimited. ``holders`` are run ids with a slot, ``waiters`` parked run ids in the order they will be woken.
     """

@@ -94,8 +94,8 @@ class Store:
 
     def write_settings(self, settings: NamespaceSettings) -> None:
         """Change what the namespace's processes agree on. Each reads it when it starts."""
-        milliseconds = timedelta(milliseconds=1)
-        values: dict[Any, Any] = {"lease_ms": round(settings.lease / milliseconds), "retention_ms": round(settings.retention / milliseconds)}
+        durations = {"lease_ms": settings.lease, "retention_ms": settings.retention}
+        values: dict[Any, Any] = {name: round(duration / timedelta(milliseconds=1)) for name, duration in durations.items()}
         self.client.hset(self.keys.settings, mapping=values)
 
     def now(self) -> datetime:
