@@ -10,6 +10,8 @@ DEMO_HOME ?= $(CURDIR)/build/demo
 # Two tests at a time on a small machine, at most eight on a large one.
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -gt 8 ] && echo 8 || echo $$n)
 PYTEST := $(BIN)/pytest
+# Tests that share something dear to make (a built wheel) run in one process.
+PARALLEL := -n $(JOBS) --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-full check format bench chaos clean
@@ -32,16 +34,16 @@ demo: $(INSTALLED) ## run two flows on a private Redis and watch them
 	@env -u ORCH_REDIS_URL -u ORCH_PROFILE -u ORCH_NAMESPACE ORCH_HOME=$(DEMO_HOME) $(BIN)/orch demo
 
 test: $(INSTALLED) ## all tests that need pip alone
-	@$(PYTEST) -n $(JOBS) tests
+	@$(PYTEST) $(PARALLEL) tests
 
 test-full: $(INSTALLED) ## all tests in full size, with what Debian packages allow; REQUIRE_ALL=1 fails if any could not run
-	@REQUIRE_ALL=$(REQUIRE_ALL) $(PYTEST) -n $(JOBS) -m '' tests
+	@REQUIRE_ALL=$(REQUIRE_ALL) $(PYTEST) $(PARALLEL) -m '' tests
 
 check: $(INSTALLED) ## format, lint, types and the fast tests
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(PYTEST) -q -n $(JOBS) tests/unit
+	@$(PYTEST) -q $(PARALLEL) tests/unit
 
 format: $(INSTALLED) ## rewrite the files as `make check` wants them
 	@$(BIN)/ruff check --fix --quiet .

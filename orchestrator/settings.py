@@ -158,6 +158,11 @@ def child_environment(settings: Settings | None = None, **extra: str) -> dict[st
     return {**os.environ, **environment(settings), **extra}
 
 
+def add_to_environment(variables: Mapping[str, str]) -> None:
+    """Set variables for the rest of this process and for its children: what a deployment wants for its runs."""
+    os.environ.update(variables)
+
+
 def variable(name: str) -> str | None:
     """An environment variable that is no setting (NO_COLOR, TERM, EDITOR...); None if unset or empty."""
     return os.environ.get(name) or None

@@ -103,7 +103,7 @@ from importlib.metadata import distribution, entry_points
 [runner] = entry_points(group="orch.runners", name="process")
 print(runner.load().__name__, distribution("orch").metadata["License-Expression"])
 """
-    assert _run(str(installed / "python"), "-c", program, cwd=tmp_path).split() == ["ProcessWorker", "Apache-2.0"]
+    assert _run(str(installed / "python"), "-c", program, cwd=tmp_path).split() == ["ProcessExecutor", "Apache-2.0"]
 
 
 def _run(*command: str, cwd: Path | None = None) -> str:

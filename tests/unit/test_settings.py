@@ -292,3 +292,9 @@ def test_a_profile_cannot_say_where_profiles_live(home: Path) -> None:
     (home / settings.PROFILES_FILE).write_text('[profiles.default]\nhome = "/x"\n')
     with pytest.raises(ConfigurationError, match="cannot set"):
         settings.load()
+
+
+def test_what_a_deployment_wants_is_added_to_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLOUR", "red")
+    settings.add_to_environment({"COLOUR": "blue"})
+    assert settings.variable("COLOUR") == "blue"
