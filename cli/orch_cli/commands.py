@@ -70,7 +70,7 @@ def password_on_the_command_line(setting: str, hint: str) -> Usage:
 
 def unknown_command(ctx: click.Context, name: str, known: Iterable[str]) -> Usage:
     """The error for a command that does not exist."""
-    close = get_close_matches(name, list(known), n=3, cutoff=0.5)
+    close = get_close_matches(name, list(known), n=3, cutoff=0.6)
     if close:
         hint = "Did you mean: " + " or ".join(f"{ctx.command_path} {other}" for other in close)
     else:

@@ -231,7 +231,7 @@ def duration_text(length: timedelta, coarse: bool = False) -> str:
     if seconds < 60:
         if coarse or seconds == int(seconds):
             return f"{int(seconds)} s"
-        return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+        return f"{seconds * 1000:.0f} ms" if seconds < 0.9995 else f"{seconds:.1f} s"
     parts: list[str] = []
     rest = int(seconds)
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
@@ -403,7 +403,7 @@ def _one_line(text: str) -> str:
 
 def _paint_cell(value: Any, text: str) -> str:
     color = _color(value)
-    return _paint(text, sys.stdout, fg=color) if color else text
+    return _paint(text, sys.stdout, fg=color) if color and text else text
 
 
 def _print_table(columns: Sequence[Column[Any]], rows: Sequence[Sequence[Any]], headers: bool, untruncated: bool) -> None:
@@ -428,7 +428,9 @@ def _serialize(data: Any, form: str) -> str:
     if form == "yaml":
         import yaml
 
-        return str(yaml.safe_dump(data, allow_unicode=True, sort_keys=False)).rstrip("\n")
+        text = str(yaml.safe_dump(data, allow_unicode=True, sort_keys=False)).rstrip("\n")
+        # YAML itself escapes control characters, but of marks that turn the direction of text it does so in ASCII only.
+        return text if not _CONTROLS.search(text) else str(yaml.safe_dump(data, sort_keys=False)).rstrip("\n")
     text = json.dumps(data, ensure_ascii=False, indent=None if form == "jsonl" else 2, default=str)
     return _CONTROLS.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
