@@ -1,0 +1,348 @@
+"""What must hold at any moment, checked by reading. Tests call ``check`` at their end, ``orch doctor`` whenever somebody asks.
+
+The run's hash is the truth. ``_places`` says in which sorted sets a run has to stand; the check goes both ways, from each run
+to its sets and from each member of a set to its run. Everything is read in batches, so a namespace of any size may be checked
+while it is in use; what a first look finds is looked at again, because a run may have moved in between.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import msgpack
+
+from orchestrator.keys import GROUP, PERMANENT, lengthen
+from orchestrator.states import STATE_TYPES, TERMINAL, TRANSITIONS
+from orchestrator.store.client import Redis
+
+if TYPE_CHECKING:
+    from orchestrator.store import Store
+
+T = TypeVar("T")
+
+_BATCH = 200
+_FIELDS = (
+    *("state", "label", "place", "gate", "gates", "msg", "attempt", "pool", "dep", "sched", "flow", "tags", "parent"),
+    *("idem", "expires", "reserved", "worker", "history"),
+)
+_PLACES = {
+    "due": {"Scheduled", "AwaitingRetry"},
+    "queued": {"Scheduled", "Late"},
+    "parked": {"AwaitingConcurrencySlot", "Scheduled", "Late"},
+    "leased": {"Pending", "Running", "Cancelling"},
+    "paused": {"Paused", "Suspended"},
+    "ended": {name for name, kind in STATE_TYPES.items() if kind in TERMINAL},
+}
+_RUN_SETS = ("due", "leases", "paused", "expires", "reservations", "index:", "parked:", "planned:")
+_OF_RUNS = ("run:", "log:", "tasks:", "idempotency:")
+_PERMANENT = tuple(pattern.removesuffix("*") for pattern in PERMANENT if pattern.endswith("*"))
+
+
+class Violation(NamedTuple):
+    """One broken invariant: what is wrong, and with which run (its id) or key."""
+
+    what: str
+    subject: str
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.what}"
+
+
+@dataclass(slots=True)
+class _Run:
+    """A run's hash, its fields as text; an absent one is ''."""
+
+    short: str
+    fields: dict[str, str]
+    history: bytes
+
+    def __getitem__(self, field: str) -> str:
+        return self.fields[field]
+
+    @property
+    def attempt(self) -> int:
+        return int(self["attempt"] or 0)
+
+    @property
+    def gates(self) -> list[str]:
+        return self["gates"].split("\n") if self["gates"] else []
+
+    @property
+    def slot_attempt(self) -> int:
+        """The attempt under which its slots are taken: the next one, where they are reserved."""
+        return self.attempt + 1 if self["reserved"] else self.attempt
+
+
+def check(store: Store) -> list[Violation]:
+    """Every broken invariant of the namespace; an empty list is good news. Changes nothing."""
+    found = set(_look(store))
+    return sorted(found & set(_look(store))) if found else []
+
+
+def _look(store: Store) -> Iterator[Violation]:
+    for names in _batches(_names(store)):
+        yield from _check_lifetimes(store, names)
+        yield from _check_runs(store, [name.removeprefix("run:") for name in names if name.startswith("run:")])
+        yield from _check_gates(store, [name for name in names if name.startswith(("slots:", "parked:"))])
+        for name in names:
+            if name.startswith(_RUN_SETS):
+                yield from _check_members(store, name)
+            elif name.startswith(("queue:", "resumed:")):
+                yield from _check_stream(store, name)
+            elif name.startswith("slots:"):
+                yield from _check_slots(store, name)
+    yield from _check_schedules(store)
+
+
+def _names(store: Store) -> Iterator[str]:
+    """The names of the namespace's keys, below its prefix."""
+    prefix = store.keys.prefix
+    for key in _client(store).scan_iter(match=prefix + "*", count=1000):
+        yield key.decode().removeprefix(prefix)
+
+
+def _client(store: Store) -> Redis:
+    return store.client
+
+
+# --- a run -----------------------------------------------------------------------------------------------------------------
+
+
+def _check_runs(store: Store, shorts: Sequence[str]) -> Iterator[Violation]:
+    runs = [run for run in _read_runs(store, shorts).values() if run]
+    prefix = store.keys.prefix
+    pipeline = _client(store).pipeline(transaction=False)
+    for run in runs:
+        for key in _places(run):
+            pipeline.zscore(prefix + key, run.short)
+        for gate in run.gates:
+            pipeline.zscore(prefix + "slots:" + gate, _slot(run))
+        _, message, stream = _message(run)
+        pipeline.xrange(prefix + stream, message, message) if message else pipeline.echo("")
+        pipeline.get(prefix + "idempotency:" + run["idem"]) if run["idem"] else pipeline.echo("")
+    answers = iter(pipeline.execute())
+    for run in runs:
+        problems = [f"does not stand in {key}" for key in _places(run) if next(answers) is None]
+        problems += [f"has no slot of {gate}" for gate in run.gates if next(answers) is None]
+        entry, holder = next(answers), next(answers)
+        problems += _message_problems(run, entry)
+        if run["idem"] and holder != run.short.encode():
+            problems.append("its idempotency key does not stand for it")
+        problems += [*_state_problems(run), *_slot_problems(run), *_history_problems(run)]
+        yield from (Violation(problem, lengthen(run.short)) for problem in problems)
+
+
+def _places(run: _Run) -> list[str]:
+    """The sorted sets, below the prefix, in which a run has to stand, and in no others of their kind."""
+    keys = ["index:all", f"index:flow:{run['flow']}", f"index:state:{run['state']}"]
+    keys += [f"index:{of}:{run[field]}" for of, field in (("deployment", "dep"), ("parent", "parent")) if run[field]]
+    keys += [f"index:tag:{tag}" for tag in run["tags"].split("\n") if tag]
+    place = {"due": "due", "leased": "leases", "paused": "paused", "parked": f"parked:{run['gate']}"}.get(run["place"])
+    keys += [place] if place else []
+    keys += ["reservations"] if run["reserved"] else []
+    return keys + (["expires"] if _may_expire(run) else [])
+
+
+def _may_expire(run: _Run) -> bool:
+    """A run expires while it waits for its first start."""
+    return bool(run["expires"]) and run.attempt == 0 and run["place"] != "ended"
+
+
+def _state_problems(run: _Run) -> Iterator[str]:
+    if run["place"] not in _PLACES:
+        yield f"is in no place (place {run['place']!r})"
+    elif run["state"] not in _PLACES[run["place"]]:
+        yield f"is {run['place']} and {run['state']}"
+    if bool(run["gate"]) != (run["place"] == "parked"):
+        yield f"is {run['place']} and waits at the gate {run['gate']!r}"
+    if bool(run["worker"]) != (run["place"] == "leased"):
+        yield f"is {run['place']} and held by the worker {run['worker']!r}"
+
+
+def _message(run: _Run) -> tuple[str, str, str]:
+    """The run's message as stored, its id and its stream."""
+    message, _, stream = run["msg"].partition(" ")
+    return run["msg"], message, stream
+
+
+def _message_problems(run: _Run, entry: Any) -> Iterator[str]:
+    if (run["place"] == "queued") != bool(run["msg"]):
+        yield f"is {run['place']} and has the message {run['msg']!r}"
+    elif run["msg"] and (not entry or entry[0][1].get(b"r") != run.short.encode()):
+        yield f"its message {run['msg']} is not in the stream"
+
+
+def _slot_problems(run: _Run) -> Iterator[str]:
+    if len(set(run.gates)) < len(run.gates):
+        yield f"names a gate twice: {run.gates}"
+    if run["reserved"] and run["place"] != "queued":
+        yield f"is {run['place']} and has slots reserved"
+    if run.gates and run["place"] != "leased" and not run["reserved"]:
+        yield f"is {run['place']} and holds slots of {', '.join(run.gates)}"
+    if run["reserved"] and not run.gates:
+        yield "has a reservation of nothing"
+
+
+def _history_problems(run: _Run) -> Iterator[str]:
+    unpacker = msgpack.Unpacker(raw=False)
+    unpacker.feed(run.history)
+    entries = [(str(name), int(attempt)) for name, _, attempt, _ in unpacker]
+    if not entries or entries[-1][0] != (run["label"] or run["state"]):
+        yield f"is {run['label'] or run['state']}, and its history ends with {entries[-1:]}"
+    for (before, old), (after, new) in pairwise(entries):
+        if before in TRANSITIONS and after in TRANSITIONS and after not in TRANSITIONS[before]:
+            yield f"went from {before} to {after}"
+        if new < old:
+            yield f"its attempt went from {old} back to {new}"
+    if entries and entries[-1][1] > run.attempt:
+        yield f"its history knows attempt {entries[-1][1]}, its fence is {run.attempt}"
+
+
+# --- members of sets and streams -------------------------------------------------------------------------------------------
+
+
+def _check_members(store: Store, key: str) -> Iterator[Violation]:
+    """A member of a set of runs is a run that has to stand there."""
+    for batch in _batches(member.decode() for member, _ in _client(store).zscan_iter(store.keys.prefix + key, count=1000)):
+        for short, run in _read_runs(store, batch).items():
+            if run is None:
+                yield Violation(f"{short} stands there and is no run", key)
+            elif key.startswith("planned:"):
+                if run["place"] != "due" or key != f"planned:{run['dep']}:{run['sched']}":
+                    yield Violation("is planned, and not a due run of that schedule", lengthen(short))
+            elif key not in _places(run):
+                yield Violation(f"stands in {key}, but is {run['place']} and {run['state']}", lengthen(short))
+
+
+def _check_stream(store: Store, key: str) -> Iterator[Violation]:
+    """An entry of a stream is the one message of a queued run; a delivery that waits to be claimed is of such an entry."""
+    for batch in _batches(_entries(store, key)):
+        runs = _read_runs(store, [short for _, short in batch])
+        for entry, short in batch:
+            run = runs[short]
+            if run is None or run["place"] != "queued" or run["msg"] != f"{entry} {key}":
+                yield Violation(f"its entry {entry} is not the message of the run {short}", key)
+    if not any(group["name"] == GROUP.encode() for group in _client(store).xinfo_groups(store.keys.prefix + key)):
+        return
+    for pending in _batches(_pending(store, key)):
+        pipeline = _client(store).pipeline(transaction=False)
+        for message in pending:
+            pipeline.xrange(store.keys.prefix + key, message, message)
+        for message, found in zip(pending, pipeline.execute(), strict=True):
+            if not found:
+                yield Violation(f"the pending entry {message} is gone", key)
+
+
+def _entries(store: Store, key: str) -> Iterator[tuple[str, str]]:
+    after = "-"
+    while entries := _client(store).xrange(store.keys.prefix + key, min=after, count=1000):
+        yield from ((entry.decode(), fields.get(b"r", b"").decode()) for entry, fields in entries)
+        after = f"({entries[-1][0].decode()}"
+
+
+def _pending(store: Store, key: str) -> Iterator[str]:
+    after = "-"
+    while entries := _client(store).xpending_range(store.keys.prefix + key, GROUP, min=after, max="+", count=1000):
+        yield from (entry["message_id"].decode() for entry in entries)
+        after = f"({entries[-1]['message_id'].decode()}"
+
+
+def _check_slots(store: Store, key: str) -> Iterator[Violation]:
+    """A slot belongs to the present attempt of a leased run, or is reserved for the next one of a queued run."""
+    gate = key.removeprefix("slots:")
+    for batch in _batches(member.decode() for member, _ in _client(store).zscan_iter(store.keys.prefix + key, count=1000)):
+        runs = _read_runs(store, [member.split(":")[0] for member in batch])
+        for member in batch:
+            run = runs[member.split(":")[0]]
+            if run is None or gate not in run.gates or not member.startswith(f"{run.short}:{run.slot_attempt}:"):
+                yield Violation(f"the slot {member} is held by nobody", key)
+
+
+def _slot(run: _Run) -> str:
+    return f"{run.short}:{run.slot_attempt}:0:0"
+
+
+# --- gates, schedules, lifetimes -------------------------------------------------------------------------------------------
+
+
+def _check_gates(store: Store, names: Sequence[str]) -> Iterator[Violation]:
+    """No gate lets more through than its limit, or than it had let through when the limit came; none has room and waiters."""
+    gates = list(dict.fromkeys(name.split(":", 1)[1] for name in names))
+    pipeline = _client(store).pipeline(transaction=False)
+    for gate in gates:
+        pipeline.hget(store.keys.limits, gate)
+        pipeline.zcard(store.keys.slots(gate))
+        pipeline.zcard(store.keys.parked(gate))
+        pipeline.zscore(store.keys.wake_due, gate)
+    answers = iter(pipeline.execute())
+    for gate in gates:
+        setting, used, waiting, wake_due = (next(answers) for _ in range(4))
+        setting = json.loads(setting or "{}")
+        limit = setting.get("limit")
+        if limit is not None and used > max(limit, setting.get("held", 0)):
+            yield Violation(f"{used} hold a slot, the limit is {limit}", f"slots:{gate}")
+        has_room = not setting.get("paused") and (limit is None or used < limit)
+        if waiting and has_room and wake_due is None:
+            yield Violation(f"{waiting} wait at a gate that has room, and nobody wakes them", f"parked:{gate}")
+
+
+def _check_schedules(store: Store) -> Iterator[Violation]:
+    """What is to be planned is a schedule of a deployment."""
+    for member, _ in _client(store).zscan_iter(store.keys.planning, count=1000):
+        deployment, _, slug = member.decode().partition(":")
+        if not _client(store).hexists(store.keys.schedules(deployment), slug):
+            yield Violation(f"plans {member.decode()}, which is no schedule", "planning")
+
+
+def _check_lifetimes(store: Store, names: Sequence[str]) -> Iterator[Violation]:
+    """Nothing that lives has a TTL; everything that has ended has one, and so has all that is not permanent."""
+    prefix = store.keys.prefix
+    pipeline = _client(store).pipeline(transaction=False)
+    for name in names:
+        pipeline.pttl(prefix + name)
+        pipeline.get(prefix + name) if name.startswith("idempotency:") else pipeline.echo("")
+    answers = iter(pipeline.execute())
+    facts = [(name, next(answers), (next(answers) or b"").decode()) for name in names]
+    owners = {name: held or name.split(":", 1)[1] for name, _, held in facts if name.startswith(_OF_RUNS)}
+    runs = _read_runs(store, list(owners.values()))
+    for name, ttl_ms, _ in facts:
+        has_ttl = ttl_ms >= 0
+        if ttl_ms == -2:
+            continue  # it is gone since
+        if name in owners:
+            run = runs[owners[name]]
+            if run is None:
+                yield Violation("belongs to no run", name)
+            elif has_ttl != (run["place"] == "ended"):
+                yield Violation(f"{'has a' if has_ttl else 'has no'} TTL, and its run is {run['place']}", name)
+        elif has_ttl == (name in PERMANENT or name.startswith(_PERMANENT)):
+            yield Violation("is permanent and has a TTL" if has_ttl else "is not permanent and has no TTL", name)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------------
+
+
+def _read_runs(store: Store, shorts: Sequence[str]) -> dict[str, _Run | None]:
+    pipeline = _client(store).pipeline(transaction=False)
+    unique = list(dict.fromkeys(shorts))
+    for short in unique:
+        pipeline.hmget(store.keys.run(short), _FIELDS)
+    return {short: _to_run(short, values) for short, values in zip(unique, pipeline.execute(), strict=True)}
+
+
+def _to_run(short: str, values: Sequence[bytes | None]) -> _Run | None:
+    if not any(values):
+        return None
+    stored = dict(zip(_FIELDS, values, strict=True))
+    history = stored.pop("history") or b""
+    return _Run(short, {field: (value or b"").decode() for field, value in stored.items()}, history)
+
+
+def _batches(items: Iterable[T]) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, _BATCH)):
+        yield batch
