@@ -155,9 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = orch.main(args=arguments, prog_name="orch", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except BrokenPipeError:
-        # The reader (head, a closed pager) has seen enough. Nothing may be flushed into the closed pipe at exit.
-        sys.stdout = None
+    except (output.ReaderLeft, BrokenPipeError):
+        sys.stdout = None  # nothing may be flushed into the closed pipe at exit
         return 0
     except (KeyboardInterrupt, click.Abort) as error:
         output.say("")

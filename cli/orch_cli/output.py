@@ -146,9 +146,16 @@ def clean(text: str) -> str:
     return _CONTROLS.sub("", _ESCAPES.sub("", text))
 
 
+class ReaderLeft(Exception):
+    """The program that reads stdout (head, a pager) has seen enough."""
+
+
 def write(text: str) -> None:
-    """One line of data on stdout."""
-    click.echo(text, color=True)
+    """One line of data on stdout. Raises ReaderLeft where nobody reads on."""
+    try:
+        click.echo(text, color=True)
+    except BrokenPipeError:
+        raise ReaderLeft from None  # click would turn a broken pipe into exit code 1
 
 
 def say(text: str) -> None:
@@ -421,7 +428,9 @@ def _print_table(columns: Sequence[Column[Any]], rows: Sequence[Sequence[Any]], 
         table.add_row(*(Text(_one_line(_cell(value, True)), style=_color(value) or "") for value in row))
     if untruncated:
         console.width = max(console.width, Measurement.get(console, console.options.update(width=10_000), table).maximum)
-    console.print(table)
+    with console.capture() as printed:
+        console.print(table)
+    write(printed.get().removesuffix("\n"))
 
 
 def _serialize(data: Any, form: str) -> str:
