@@ -24,6 +24,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "deployment": "Show, run, pause and delete deployments and their schedules.",
         "flow": "Show the flows that have run or been deployed.",
         "dev": "Run a server, a scheduler and a worker in one, for development.",
+        "demo": "Deploy and run two flows on a private Redis, and check what comes out.",
     },
     "Run and watch": {
         "flow-run": "Show, watch, cancel, retry and delete flow runs.",
