@@ -10,6 +10,7 @@ import signal
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,6 +91,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     """Name what could not run here, and what it would need."""
     for place, reason in _skipped(config):
         terminalreporter.write_line(f"could not run {place}: {reason}")
+    if os.environ.get("REQUIRE_ALL") == "1" and _skipped(config):
+        terminalreporter.write_line("REQUIRE_ALL=1: what could not run counts as failed.")
 
 
 def _skipped(config: pytest.Config) -> list[tuple[str, str]]:
@@ -132,10 +135,10 @@ def _expect_no_process(session: str) -> None:
                 continue
         return found
 
-    try:
+    with suppress(pytest.fail.Exception):
         eventually(lambda: not left(), timeout=10)
-    except pytest.fail.Exception:
-        processes = left()
-        for pid in processes:
-            os.kill(pid, signal.SIGKILL)
+    processes = left()
+    for pid in processes:
+        os.kill(pid, signal.SIGKILL)
+    if processes:
         pytest.fail(f"Tests left processes behind: {processes}")
