@@ -111,4 +111,4 @@ def validate() -> None:
         raise ConfigurationError(
             f"There is no profile '{profiles.active(home)}'.", hint="Choose one with: orch profile use NAME"
         )
-    output.say(f"The settings are valid, and so are those of {len(names)} profiles.")
+    output.say(f"The settings are valid, and so are those of {output.plural(len(names), 'profile')}.")

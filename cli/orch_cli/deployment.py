@@ -98,7 +98,8 @@ def run(
 
     With --watch the exit code is 0 for Completed, 1 for Failed and Crashed, 7 for Cancelled, 124 when --timeout is over.
     """
-    from orchestrator.deployments import parse_parameters
+    from orchestrator.deployments.parameters import parse_parameters
+    from orchestrator.engine.names import generate
 
     if start_in is not None and start_at is not None:
         raise Usage("--start-in and --start-at exclude each other.")
@@ -114,7 +115,7 @@ def run(
             [
                 NewRun(
                     flow=found.flow,
-                    name=name or "",
+                    name=name or generate(),
                     deployment=found.id,
                     pool=found.pool,
                     queue=found.queue,

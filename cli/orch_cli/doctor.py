@@ -13,7 +13,7 @@ import click
 from orch_cli import output
 from orch_cli.commands import Command
 from orch_cli.connection import open_store, settings
-from orch_cli.output import Column, Printer, View, Word, duration_text, shows
+from orch_cli.output import Column, Printer, View, Word, duration_text, plural, shows
 from orchestrator import clock
 from orchestrator.exceptions import OrchError
 
@@ -107,7 +107,7 @@ def _clocks(store: Store) -> Iterator[Finding]:
             "Runs are not affected, log times are. Let NTP set the clocks.",
         )
     if not wrong:
-        yield Finding("clock", "ok", f"{len(skews)} clocks within {duration_text(_MOST_SKEW)} of the server's")
+        yield Finding("clock", "ok", f"{plural(len(skews), 'clock')} within {duration_text(_MOST_SKEW)} of the server's")
 
 
 def _schedulers(store: Store) -> Iterator[Finding]:
@@ -116,7 +116,7 @@ def _schedulers(store: Store) -> Iterator[Finding]:
     if names:
         yield Finding("schedulers", "ok", f"{len(names)} alive: {', '.join(names)}")
     elif scheduled:
-        detail = f"None is alive, and {len(scheduled)} deployments have active schedules."
+        detail = f"None is alive, and there are active schedules in {plural(len(scheduled), 'deployment')}."
         yield Finding("schedulers", "problem", detail, "Start one with: orch scheduler start")
     else:
         yield Finding("schedulers", "ok", "none alive, and no schedule needs one")
@@ -137,11 +137,11 @@ def _pools(store: Store) -> Iterator[Finding]:
             yield Finding(
                 "work pool",
                 "problem" if queued else "warning",
-                f"No worker polls '{pool.name}'; {queued} runs are queued.",
+                f"No worker polls '{pool.name}'; it has {plural(queued, 'queued run')}.",
                 f"orch worker start --pool {quote(pool.name)}",
             )
         else:
-            yield Finding("work pool", "ok", f"'{pool.name}': {pool.workers} workers, {queued} runs queued")
+            yield Finding("work pool", "ok", f"'{pool.name}': {plural(pool.workers, 'worker')}, {plural(queued, 'queued run')}")
 
 
 def _late_runs(store: Store) -> Iterator[Finding]:
@@ -149,7 +149,9 @@ def _late_runs(store: Store) -> Iterator[Finding]:
 
     late = store.queries.count(RunFilter(states=("Late",)))
     if late:
-        yield Finding("late runs", "warning", f"{late} runs should have started by now.", "orch flow-run ls --state late")
+        yield Finding(
+            "late runs", "warning", f"{plural(late, 'run')} should have started by now.", "orch flow-run ls --state late"
+        )
     else:
         yield Finding("late runs", "ok", "none")
 

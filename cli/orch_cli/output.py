@@ -44,6 +44,8 @@ _STATE_COLORS = {
 _LEVELS = {10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
 _LEVEL_COLORS = {"DEBUG": "bright_black", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "bright_red"}
 
+_UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+
 # CSI and OSC sequences first, whole; then what is left of C0, C1 and the marks that turn the direction of text.
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-_]?")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -233,19 +235,28 @@ def absolute(moment: datetime, now: datetime | None = None) -> str:
 
 
 def duration_text(length: timedelta, coarse: bool = False) -> str:
-    """A duration in its one or two largest units; one, rounded down, if ``coarse``."""
+    """A duration in its two largest units; ``coarse``: in its largest one, rounded."""
     seconds = length.total_seconds()
+    if coarse:
+        return _coarse(seconds)
     if seconds < 60:
-        if coarse or seconds == int(seconds):
+        if seconds == int(seconds):
             return f"{int(seconds)} s"
         return f"{seconds * 1000:.0f} ms" if seconds < 0.9995 else f"{seconds:.1f} s"
     parts: list[str] = []
     rest = int(seconds)
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+    for unit, size in _UNITS:
         count, rest = divmod(rest, size)
         if count or parts:
             parts.append(f"{count} {unit}" if count else "")
-    return " ".join(part for part in parts[: 1 if coarse else 2] if part)
+    return " ".join(part for part in parts[:2] if part)
+
+
+def _coarse(seconds: float) -> str:
+    for unit, size in _UNITS:
+        if round(seconds / size) and seconds >= size * 0.99:
+            return f"{round(seconds / size)} {unit}"
+    return f"{round(seconds)} s"
 
 
 def _cell(value: Any, terminal: bool) -> str:
@@ -459,6 +470,11 @@ def write_log_line(at: datetime, level: int, logger: str, message: str) -> None:
     indent = " " * (len(moment) + 9)
     for line in others:
         write(indent + line)
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 worker``, ``2 workers``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def write_json_line(data: Any) -> None:

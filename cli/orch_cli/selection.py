@@ -98,4 +98,4 @@ def act_on(
 
 
 def _count(runs: Sequence[Run]) -> str:
-    return f"flow run '{runs[0].name}'" if len(runs) == 1 else f"{len(runs)} flow runs"
+    return f"flow run '{runs[0].name}'" if len(runs) == 1 else output.plural(len(runs), "flow run")

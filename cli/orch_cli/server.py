@@ -138,7 +138,7 @@ def stop_private(store: Store, now: Settings) -> None:
 def connected(store: Store) -> str:
     """Who would miss the server, as the beginning of a sentence; empty for nobody."""
     workers, schedulers = len(live_workers(store)), len(store.pools.schedulers())
-    parts = [f"{n} {word}{'' if n == 1 else 's'}" for n, word in ((workers, "worker"), (schedulers, "scheduler")) if n]
+    parts = [output.plural(count, noun) for count, noun in ((workers, "worker"), (schedulers, "scheduler")) if count]
     return f"{' and '.join(parts)} {'is' if workers + schedulers == 1 else 'are'}" if parts else ""
 
 

@@ -96,11 +96,11 @@ def explain_waiting(store: Store, run: Run) -> None:
     pool = store.pools.get(run.pool)
     if pool.paused:
         output.warn(
-            f"Work pool '{pool.name}' is paused; the run waits.",
+            f"Work pool '{pool.name}' is paused; the run will wait.",
             hint=f"Resume it with: orch work-pool resume {quote(pool.name)}",
         )
     elif pool.workers == 0:
         output.warn(
-            f"No worker polls work pool '{pool.name}'; the run waits.",
+            f"No worker polls work pool '{pool.name}'; the run will wait.",
             hint=f"Start one in another terminal with: orch worker start --pool {quote(pool.name)}",
         )
