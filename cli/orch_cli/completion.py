@@ -40,12 +40,12 @@ def completion(context: click.Context, shell: str) -> None:
 
 def complete_deployment(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Deployments whose name begins so."""
-    return _names(context, incomplete, lambda store: [deployment.slug for deployment in store.deployments.all()])
+    return _names(context, incomplete, lambda store: store.deployments.slugs())
 
 
 def complete_pool(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Work pools whose name begins so."""
-    return _names(context, incomplete, lambda store: [pool.name for pool in store.pools.all()])
+    return _names(context, incomplete, lambda store: store.pools.names())
 
 
 def _names(context: click.Context, incomplete: str, read: Callable[[Any], list[str]]) -> list[CompletionItem]:
