@@ -20,6 +20,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from itertools import islice
@@ -43,6 +44,7 @@ _RRULE_COUNT = 10_000
 _RRULE_INTERVAL = 100_000
 _RRULE_LAST_YEAR = 2199
 _FOUR_CENTURIES = timedelta(days=146_097)
+_FIRST_YEAR = 2
 _END_OF_TIME = 9_949  # fifty years before datetime's own
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -84,7 +86,10 @@ def fires(schedule: Schedule, after: datetime, *, count: int | None = None, unti
 
 
 def check(schedule: Schedule) -> Schedule:
-    """Return the schedule if it can ever fire, else raise InvalidDefinition: what is wrong and what would be right."""
+    """Return the schedule if it can ever fire, else raise InvalidDefinition: what is wrong and what would be right.
+
+    An anchor without an offset is a wall time of the schedule's zone; in the answer it is an instant.
+    """
     kinds = [kind for kind in ("cron", "interval", "rrule") if getattr(schedule, kind) is not None]
     if len(kinds) != 1:
         found = " and ".join(kinds) if kinds else "none of them"
@@ -97,8 +102,6 @@ def check(schedule: Schedule) -> Schedule:
         _check_cron(schedule, schedule.cron)
     elif schedule.interval is not None:
         _check_interval(schedule, schedule.interval)
-        if schedule.anchor is not None:
-            _naive(schedule.anchor, zone)
     if schedule.max_scheduled_runs < 1:
         raise InvalidDefinition(
             f"{_called(schedule)}: max_scheduled_runs is {schedule.max_scheduled_runs}.", hint="It is 1 or more."
@@ -107,7 +110,7 @@ def check(schedule: Schedule) -> Schedule:
         raise InvalidDefinition(
             f"{_called(schedule)}: {describe(schedule)} never fires.", hint="Is there such a day in such a month?"
         )
-    return schedule
+    return schedule if schedule.anchor is None else replace(schedule, anchor=_anchor(schedule, zone))
 
 
 def describe(schedule: Schedule) -> str:
@@ -253,20 +256,17 @@ def _later(schedule: Schedule, zone: ZoneInfo) -> Later:
     if schedule.interval is not None:
         interval = schedule.interval
         _check_interval(schedule, interval)
-        anchor = ANCHOR if schedule.anchor is None else _naive(schedule.anchor, zone)
+        anchor = _anchor(schedule, zone).astimezone(zone).replace(tzinfo=None)
         return lambda wall: anchor + ((wall - anchor) // interval + 1) * interval
     return _rules(schedule)
 
 
 def _anchor(schedule: Schedule, zone: ZoneInfo) -> datetime:
-    if schedule.anchor is not None and schedule.anchor.tzinfo is not None:
-        return schedule.anchor.astimezone(UTC)
-    return _instant(schedule.anchor or ANCHOR, zone)[0]
-
-
-def _naive(moment: datetime, zone: ZoneInfo) -> datetime:
-    """What the clock in ``zone`` shows; a naive moment is such a reading already."""
-    return moment if moment.tzinfo is None else moment.astimezone(zone).replace(tzinfo=None)
+    """What an interval counts from, in UTC."""
+    anchor = schedule.anchor or ANCHOR
+    if not _FIRST_YEAR <= anchor.year <= _END_OF_TIME:
+        raise InvalidDefinition(f"{_called(schedule)}: the anchor {anchor} cannot be used.", hint="Use one of this century.")
+    return _instant(anchor, zone)[0] if anchor.tzinfo is None else anchor.astimezone(UTC)
 
 
 def _zone(schedule: Schedule) -> ZoneInfo:
