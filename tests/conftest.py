@@ -28,21 +28,24 @@ MARK = "ORCHTEST_SESSION"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _clean_environment() -> Iterator[None]:
-    """No variable of the person who runs the tests reaches them, and no process outlives them."""
-    home = tempfile.mkdtemp(prefix="orch-home-")
-    session = uuid.uuid4().hex
+def _clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No variable of the person who runs the tests reaches them, and no process and no folder outlives them."""
+    folders = [tmp_path_factory.getbasetemp(), Path(tempfile.mkdtemp(prefix="orch-"))]
+    mark = f"{MARK}={uuid.uuid4().hex}"
+    home = folders[1] / "home"
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("ORCH_")]:
             patch.delenv(name)
         for name in ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE"):
             patch.delenv(name, raising=False)
-        patch.setenv("ORCH_HOME", home)
-        patch.setenv(MARK, session)
+        patch.setattr(tempfile, "tempdir", str(folders[1]))
+        patch.setenv("TMPDIR", str(folders[1]))
+        patch.setenv("ORCH_HOME", str(home))
+        patch.setenv(*mark.split("="))
         yield
-        embedded.stop(Path(home))
-        shutil.rmtree(home, ignore_errors=True)
-        _expect_no_process(session)
+        embedded.stop(home)
+        _expect_no_process(mark.encode(), [f"{folder}/" for folder in folders])
+    shutil.rmtree(folders[1], ignore_errors=True)
 
 
 @pytest.fixture
@@ -120,25 +123,29 @@ def _delete_namespace(settings: Settings) -> None:
             client.unlink(key)
 
 
-def _expect_no_process(session: str) -> None:
-    """Fail if a process that a test started is still there, and end it. Linux only: it reads the environment of each."""
+def _expect_no_process(mark: bytes, folders: list[str]) -> None:
+    """Fail if a process that a test started is still there, and end it. Linux only."""
     if not Path("/proc/self/environ").exists():
         return
-
-    def left() -> dict[int, str]:
-        found = {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                if f"{MARK}={session}".encode() in (folder / "environ").read_bytes() and int(folder.name) != os.getpid():
-                    found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue
-        return found
-
     with suppress(pytest.fail.Exception):
-        eventually(lambda: not left(), timeout=10)
-    processes = left()
-    for pid in processes:
+        eventually(lambda: not _processes_of(mark, folders), timeout=10)
+    left = _processes_of(mark, folders)
+    for pid in left:
         os.kill(pid, signal.SIGKILL)
-    if processes:
-        pytest.fail(f"Tests left processes behind: {processes}")
+    if left:
+        pytest.fail(f"Tests left processes behind: {left}")
+
+
+def _processes_of(mark: bytes, folders: list[str]) -> dict[int, str]:
+    """Processes with the session's mark in their environment or, since Redis writes over its own, at work in its folders."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            place = f"{(process / 'cwd').readlink()}/"
+            marked = mark in (process / "environ").read_bytes()
+        except OSError:
+            continue
+        if int(process.name) != os.getpid() and (marked or any(f in command or place.startswith(f) for f in folders)):
+            found[int(process.name)] = command
+    return found
