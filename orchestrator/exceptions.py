@@ -6,14 +6,19 @@
     ├── ConfigurationError      a setting, a profile or an environment variable is wrong
     ├── InvalidName             a name holds a character that names may not hold
     ├── InvalidDefinition       orch.yaml, a schedule or a template is wrong
-    ├── ParameterTypeError      parameters that do not fit the flow's signature
+    ├── ParameterTypeError      parameters whose values do not fit the flow's annotations
+    ├── ParameterBindError      arguments that do not fit a flow's or task's signature (a TypeError too)
+    ├── ReservedArgumentError   a flow or task has a parameter that calls use themselves (a TypeError too)
+    ├── MappingLengthMismatch   ``map`` over collections of different lengths
+    ├── MappingMissingIterable  ``map`` over nothing
     ├── PayloadTooLarge         parameters or a result beyond the inline limit
     ├── ObjectNotFound          no such run, deployment, pool, queue, variable, profile
     ├── ObjectAlreadyExists     the name is taken, or an idempotency key stands for something else
     ├── Refused                 the table of transitions, or the thing's present state, forbids it
     ├── FlowLoadError           the entry point does not import, or holds no such flow
     ├── StepError               a deployment step failed
-    ├── MissingContextError     called outside a flow or task run
+    ├── MissingContextError     called outside a flow or task run (a RuntimeError too)
+    ├── RunTimedOut             a flow or task took longer than its timeout_seconds (a TimeoutError too)
     ├── MissingResult           the state carries no result
     ├── FailedRun               a run ended Failed and left no exception to raise
     ├── CrashedRun              a run ended Crashed
@@ -72,6 +77,26 @@ class ParameterTypeError(OrchError):
     exit_code = 2
 
 
+class ParameterBindError(OrchError, TypeError):
+    """The arguments do not fit the signature."""
+
+    exit_code = 2
+
+
+class ReservedArgumentError(OrchError, TypeError):
+    """A parameter has a name that is taken."""
+
+    exit_code = 2
+
+
+class MappingLengthMismatch(OrchError):
+    """The collections to map over have different lengths."""
+
+
+class MappingMissingIterable(OrchError):
+    """There is no collection to map over."""
+
+
 class PayloadTooLarge(OrchError):
     """The payload is larger than a run may carry."""
 
@@ -106,8 +131,12 @@ class StepError(OrchError):
     """A deployment step failed."""
 
 
-class MissingContextError(OrchError):
+class MissingContextError(OrchError, RuntimeError):
     """This works only inside a flow run or a task run."""
+
+
+class RunTimedOut(OrchError, TimeoutError):
+    """The run took longer than it may."""
 
 
 class MissingResult(OrchError):

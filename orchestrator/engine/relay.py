@@ -286,10 +286,11 @@ class Relay:
                 self._replies.append(Reply(tracked.child, [protocol.ENDED, tracked.id, "refused"]))
 
     def _start(self) -> None:
+        starts = [(tracked.id, tracked.attempt, state.name) for tracked in self._runs.values() for state in tracked.starts]
+        if starts:
+            self._guarded(self._store.runs.start, starts)
         for tracked in self._runs.values():
-            while tracked.starts:
-                self._guarded(self._store.runs.set_state, tracked.id, tracked.starts[0], tracked.attempt)
-                tracked.starts.pop(0)
+            tracked.starts.clear()
 
     def _write_logs(self) -> None:
         taken = {run: kept.take() for run, kept in self._logs.items()}

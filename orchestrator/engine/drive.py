@@ -1,0 +1,295 @@
+"""Takes one call of a flow or task through its attempts.
+
+What happens between the attempts is the call's own business and the same for all; here is only how each of the four kinds of
+Python function is run: plain, async, generator, async generator.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from contextlib import AbstractContextManager
+from typing import Any
+
+from orchestrator.engine.timeouts import TimeLimit
+from orchestrator.exceptions import RunTimedOut
+from orchestrator.logging.loggers import get_logger
+
+Hook = Callable[[], Any]
+
+
+class Call(ABC):
+    """One call of a flow or task, as the drivers see it.
+
+    ``open`` it; inside its ``context``, ``begin`` an attempt, run ``fn``, tell ``returned`` or ``raised``, wait ``delay``
+    seconds, until ``begin`` says that there is no other; ``close`` it, whatever happened; the caller gets its ``outcome``.
+    """
+
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    context: AbstractContextManager[Any]
+    timeout: float | None
+    delay: float
+    due_hooks: list[Hook]
+
+    @property
+    @abstractmethod
+    def what(self) -> str:
+        """The run, for messages."""
+
+    @abstractmethod
+    def open(self) -> None:
+        """The run exists from now on."""
+
+    @abstractmethod
+    def begin(self) -> bool:
+        """Enter the next attempt; False when the run has ended."""
+
+    @abstractmethod
+    def returned(self, value: Any) -> None:
+        """The attempt's function returned."""
+
+    @abstractmethod
+    def raised(self, problem: BaseException) -> None:
+        """The attempt's function raised."""
+
+    @abstractmethod
+    def break_off(self, problem: BaseException) -> None:
+        """Something was raised outside of the function: while waiting for tasks, or between attempts."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Record the run's end."""
+
+    @abstractmethod
+    def outcome(self) -> Any:
+        """What the caller gets; raises what the caller must see."""
+
+
+def call_plain(call: Call) -> Any:
+    """Run a plain function."""
+    call.open()
+    try:
+        with call.context:
+            while call.begin():
+                if call.due_hooks:
+                    _fire(call)
+                try:
+                    if call.timeout is None:
+                        value = call.fn(*call.args, **call.kwargs)
+                    else:
+                        with TimeLimit(call.timeout, call.what):
+                            value = call.fn(*call.args, **call.kwargs)
+                except BaseException as problem:
+                    call.raised(problem)
+                else:
+                    call.returned(value)
+                if call.due_hooks:
+                    _fire(call)
+                if call.delay:
+                    _sleep(call.delay)
+    except BaseException as problem:
+        call.break_off(problem)
+        _fire(call)
+    call.close()
+    return call.outcome()
+
+
+async def call_async(call: Call) -> Any:
+    """Run a coroutine function."""
+    call.open()
+    try:
+        with call.context:
+            while call.begin():
+                await _fire_async(call)
+                try:
+                    value = await _within_time(call)
+                except BaseException as problem:
+                    call.raised(problem)
+                else:
+                    call.returned(value)
+                await _fire_async(call)
+                await _sleep_async(call.delay)
+    except BaseException as problem:
+        call.break_off(problem)
+        await _fire_async(call)
+    call.close()
+    return call.outcome()
+
+
+def generate(call: Call) -> Generator[Any, Any, Any]:
+    """Run a generator function. A retry begins from its first item again.
+
+    The run's context is left between the steps: the code that consumes the items is not part of the run.
+    """
+    call.open()
+    try:
+        while True:
+            with call.context:
+                if not call.begin():
+                    break
+                _fire(call)
+            steps = call.fn(*call.args, **call.kwargs)
+            try:
+                sent: Any = None
+                while True:
+                    with call.context:
+                        item = steps.send(sent)
+                    sent = yield item
+            except StopIteration as end:
+                call.returned(end.value)
+            except GeneratorExit:
+                steps.close()
+                call.returned(None)
+                call.close()
+                raise
+            except BaseException as problem:
+                call.raised(problem)
+            with call.context:
+                _fire(call)
+            if call.delay:
+                _sleep(call.delay)
+    except GeneratorExit:
+        raise
+    except BaseException as problem:
+        call.break_off(problem)
+        _fire(call)
+    call.close()
+    return call.outcome()
+
+
+async def generate_async(call: Call) -> AsyncGenerator[Any, Any]:
+    """Run an async generator function; see ``generate``."""
+    call.open()
+    try:
+        while True:
+            with call.context:
+                if not call.begin():
+                    break
+                await _fire_async(call)
+            steps: AsyncGenerator[Any, Any] = call.fn(*call.args, **call.kwargs)
+            try:
+                sent: Any = None
+                while True:
+                    with call.context:
+                        item = await steps.asend(sent)
+                    sent = yield item
+            except StopAsyncIteration:
+                call.returned(None)
+            except GeneratorExit:
+                await steps.aclose()
+                call.returned(None)
+                call.close()
+                raise
+            except BaseException as problem:
+                call.raised(problem)
+            with call.context:
+                await _fire_async(call)
+            await _sleep_async(call.delay)
+    except GeneratorExit:
+        raise
+    except BaseException as problem:
+        call.break_off(problem)
+        await _fire_async(call)
+    call.close()
+    call.outcome()
+
+
+def driver_of(fn: Callable[..., Any]) -> Callable[[Call], Any]:
+    """The driver for this kind of function."""
+    if inspect.isasyncgenfunction(fn):
+        return generate_async
+    if inspect.isgeneratorfunction(fn):
+        return generate
+    if inspect.iscoroutinefunction(fn):
+        return call_async
+    return call_plain
+
+
+def complete(driver: Callable[[Call], Any], call: Call) -> Any:
+    """Run a call to its end in this thread, whatever its kind. Of generators: the list of what they yield."""
+    if driver is generate:
+        return list(driver(call))
+    if driver is call_async:
+        return run_coroutine(driver(call))
+    if driver is generate_async:
+        return run_coroutine(_collect(driver(call)))
+    return driver(call)
+
+
+def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine to its end from synchronous code: in this thread, or beside the loop that runs here already."""
+    import asyncio
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    import contextvars
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(contextvars.copy_context().run, asyncio.run, coroutine).result()
+
+
+async def _collect(items: AsyncIterator[Any]) -> list[Any]:
+    return [item async for item in items]
+
+
+async def _within_time(call: Call) -> Any:
+    if call.timeout is None:
+        return await call.fn(*call.args, **call.kwargs)
+    import asyncio
+
+    try:
+        async with asyncio.timeout(call.timeout) as limit:
+            return await call.fn(*call.args, **call.kwargs)
+    except TimeoutError:
+        if limit.expired():
+            raise RunTimedOut(f"{call.what} took longer than its {call.timeout:g} seconds.") from None
+        raise
+
+
+def _fire(call: Call) -> None:
+    hooks, call.due_hooks = call.due_hooks, []
+    for hook in hooks:
+        try:
+            answer = hook()
+            if inspect.isawaitable(answer):
+                run_coroutine(_awaited(answer))
+        except Exception:
+            _hook_failed(call)
+
+
+async def _fire_async(call: Call) -> None:
+    hooks, call.due_hooks = call.due_hooks, []
+    for hook in hooks:
+        try:
+            answer = hook()
+            if inspect.isawaitable(answer):
+                await answer
+        except Exception:
+            _hook_failed(call)
+
+
+async def _awaited(answer: Awaitable[Any]) -> Any:
+    return await answer
+
+
+def _hook_failed(call: Call) -> None:
+    get_logger("engine").exception("A hook of %s raised", call.what)
+
+
+async def _sleep_async(seconds: float) -> None:
+    if seconds:
+        import asyncio
+
+        await asyncio.sleep(seconds)
+
+
+def _sleep(seconds: float) -> None:
+    import time
+
+    time.sleep(seconds)  # the clock module only tells time; a signal or a timeout breaks this off

@@ -1,0 +1,155 @@
+"""The recorder of a process that runs flows without a worker: ``python -m orchestrator.engine.sidecar FD``.
+
+It reads frames from its one child, the process that started it, and holds the leases of that process's runs. It never runs user
+code. It goes when that process closes the socket or dies; runs without an end are then recorded as crashed, at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+from datetime import timedelta
+
+from orchestrator import clock, settings
+from orchestrator.engine import protocol
+from orchestrator.engine.relay import Relay
+from orchestrator.exceptions import OrchError, StoreUnavailable
+from orchestrator.store import Store, open_store
+
+_RECEIVE_BYTES = 256 * 1024
+_CHILD = "flow"
+_OPEN_AGAIN = 1.0
+
+
+class Sidecar:
+    """One socket, one store, one relay, one loop."""
+
+    def __init__(self, sock: socket.socket, chosen: settings.Settings) -> None:
+        self._socket = sock
+        self._settings = chosen
+        self._frames = protocol.Frames()
+        self._early: list[protocol.Frame] = []
+        self._store: Store | None = None
+        self._relay: Relay | None = None
+        self._next_open = 0.0
+        self._next_renewal = 0.0
+        self._has_told = False
+        self._is_alone_since: float | None = None
+
+    def serve(self) -> None:
+        """Work until the process is gone and all it said is written, or cannot be for ``redis_retry_s``."""
+        while not self._is_over():
+            now = clock.monotonic()
+            if self._relay is None and now >= self._next_open:
+                self._open(now)
+            if self._relay is not None:
+                self._work(self._relay, now)
+            self._wait()
+        if self._store is not None:
+            self._store.close()
+
+    def _is_over(self) -> bool:
+        if self._is_alone_since is None:
+            return False
+        idle = self._relay.is_idle if self._relay is not None else not self._early
+        return idle or clock.monotonic() - self._is_alone_since > self._settings.redis_retry_s
+
+    def _open(self, now: float) -> None:
+        try:
+            self._store = open_store(self._settings, start_embedded=False)
+        except StoreUnavailable as problem:
+            self._tell(str(problem))
+            self._next_open = now + _OPEN_AGAIN
+            return
+        except OrchError as problem:
+            # This server, or this configuration, will not do tomorrow either.
+            self._tell(f"{problem} {problem.hint or ''}".strip())
+            sys.exit(1)
+        self._relay = Relay(self._store, f"{socket.gethostname()}-{os.getppid()}-flow")
+        for frame in self._early:
+            self._relay.feed(_CHILD, frame, now)
+        self._early = []
+        if self._is_alone_since is not None:
+            self._bury(now)
+
+    def _work(self, relay: Relay, now: float) -> None:
+        if relay.deadline is not None and now >= relay.deadline:
+            for reply in relay.flush(now):
+                self._send(reply.frame)
+        if now >= self._next_renewal:
+            self._renew(relay, now)
+
+    def _renew(self, relay: Relay, now: float) -> None:
+        assert self._store is not None
+        self._next_renewal = now + self._store.settings.renew / timedelta(seconds=1)
+        leases = relay.leases()
+        try:
+            answers = self._store.runs.renew(leases)
+        except StoreUnavailable:
+            self._next_renewal = now + 1.0
+            return
+        for (run, _), answer in zip(leases, answers, strict=True):
+            if answer == "cancel":
+                self._send([protocol.CANCEL, run, "It was cancelled on request."])
+            elif answer == "ended":
+                self._send([protocol.CANCEL, run, "It was ended from outside."])
+
+    def _wait(self) -> None:
+        """Until a frame comes or something is due."""
+        due = [self._next_open if self._relay is None else self._next_renewal]
+        if self._relay is not None and self._relay.deadline is not None:
+            due.append(self._relay.deadline)
+        seconds = max(0.0, min(due) - clock.monotonic())
+        if self._is_alone_since is not None:
+            select.select([], [], [], min(seconds, 1.0))
+        elif select.select([self._socket], [], [], seconds)[0]:
+            self._receive()
+
+    def _receive(self) -> None:
+        now = clock.monotonic()
+        try:
+            received = self._socket.recv(_RECEIVE_BYTES)
+            frames = list(self._frames.feed(received))
+        except (OSError, ValueError):
+            received, frames = b"", []
+        for frame in frames:
+            if self._relay is None:
+                self._early.append(frame)
+            else:
+                self._relay.feed(_CHILD, frame, now)
+        if not received:
+            self._is_alone_since = now
+            if self._relay is not None:
+                self._bury(now)
+
+    def _bury(self, now: float) -> None:
+        assert self._relay is not None
+        self._relay.gone(_CHILD, "its process ended without saying how the run ended", now)
+
+    def _tell(self, message: str) -> None:
+        if not self._has_told:
+            self._has_told = True
+            self._send([protocol.TROUBLE, message])
+
+    def _send(self, frame: protocol.Frame) -> None:
+        try:
+            self._socket.sendall(protocol.pack(frame))
+        except OSError:
+            return  # it is gone; the next read says so too
+
+
+def main(arguments: list[str]) -> int:
+    """The command line of the module: the descriptor of the socket."""
+    for stop in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(stop, signal.SIG_IGN)  # it goes with its process, having written what that process said
+    logging.getLogger("orchestrator").addHandler(logging.NullHandler())
+    Sidecar(socket.socket(fileno=int(arguments[0])), settings.load()).serve()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

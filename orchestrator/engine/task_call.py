@@ -1,0 +1,204 @@
+"""One call of a task: its task run from Pending to the end, and who is told."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from orchestrator import states
+from orchestrator.context import FlowRunContext, TagsContext, TaskRunContext
+from orchestrator.engine import outcomes
+from orchestrator.engine.drive import Call, Hook
+from orchestrator.engine.inputs import UpstreamFailed, resolve, resolve_call
+from orchestrator.engine.interruption import state_of_interruption
+from orchestrator.exceptions import RunTimedOut
+from orchestrator.keys import new_id
+from orchestrator.logging.loggers import TASK_RUNS, task_run_logger
+from orchestrator.models import TaskRun
+from orchestrator.states import State, StateType
+
+if TYPE_CHECKING:
+    from orchestrator.tasks import Task
+
+
+def new_task_run(task: Task[..., Any], flow: FlowRunContext | None) -> TaskRun:
+    """A task run that waits to begin; its name is the task's and a number, unless the task names its runs."""
+    index = 0 if flow is None else flow.next_index(task.name)
+    parent = TaskRunContext.get()
+    tags = TagsContext.get().current_tags | task.tags
+    return TaskRun(
+        id=new_id(),
+        name=f"{task.name}-{index}",
+        key=task.name,
+        index=index,
+        state=State(StateType.PENDING),
+        parent=None if parent is None else parent.task_run.id,
+        tags=tuple(sorted(tags)) if tags else (),
+    )
+
+
+class TaskCall(Call):
+    """One call of a task, in the flow run and task run that it is made from."""
+
+    context: TaskRunContext
+
+    def __init__(
+        self,
+        task: Task[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        wait_for: Iterable[Any] | None = None,
+        return_state: bool = False,
+        task_run: TaskRun | None = None,
+    ) -> None:
+        self.task = task
+        self.fn = task.fn
+        self.args = args
+        self.kwargs = kwargs
+        self.timeout = task.timeout_seconds
+        self.delay = 0.0
+        self.due_hooks: list[Hook] = []
+        self._wait_for = wait_for
+        self._return_state = return_state
+        self._flow = FlowRunContext.get()
+        self._link = None if self._flow is None else self._flow.link
+        self.task_run = new_task_run(task, self._flow) if task_run is None else task_run
+        self._has_ended = False
+        self._value: Any = None
+        self._problem: BaseException | None = None
+
+    @property
+    def what(self) -> str:
+        """The task run, for messages."""
+        return f"Task run '{self.task_run.name}'"
+
+    def open(self) -> None:
+        """Wait for what goes in; a task whose inputs did not complete never starts."""
+        flow = self._flow
+        upstream: list[str] = []
+        try:
+            producers = None if flow is None else flow.producers
+            self.args, self.kwargs = resolve_call(self.args, self.kwargs, upstream, producers)
+            if self._wait_for is not None:
+                resolve(list(self._wait_for), upstream, producers)
+        except UpstreamFailed as problem:
+            self.task_run.state = State(StateType.PENDING, "NotReady", str(problem))
+            self._has_ended = True
+            self._tell()
+            self._say(logging.WARNING, "Did not start: %s", problem)
+        if upstream:
+            self.task_run.upstream = tuple(upstream)
+        log_prints = self.task.log_prints
+        if log_prints is None:
+            log_prints = flow is not None and flow.log_prints
+        self.context = TaskRunContext(self.task, self.task_run, self.args, self.kwargs, log_prints)
+        if self.task.task_run_name is not None and not self._has_ended:
+            self.task_run.name = self.task.name_of_run(self.context)
+
+    def begin(self) -> bool:
+        """Enter Running, or Retrying from the second time on."""
+        if self._has_ended:
+            return False
+        self.delay = 0.0
+        run = self.task_run
+        run.run_count += 1
+        run.state = State(StateType.RUNNING, "Running" if run.run_count == 1 else "Retrying")
+        if run.started is None:
+            run.started = run.state.timestamp
+        self._tell()
+        if self.task.on_running_hooks:
+            self._hook(self.task.on_running_hooks)
+        return True
+
+    def returned(self, value: Any) -> None:
+        """Completed, or the state that the task returned."""
+        self._value = value
+        state = outcomes.of_task_value(value)
+        if self._flow is not None:
+            self._flow.producers.note(value, self.task_run.id)
+        self._end(state)
+
+    def raised(self, problem: BaseException) -> None:
+        """Tried again where the task says so, else Failed; Crashed or Cancelled for what is no error."""
+        if not isinstance(problem, Exception):
+            self._problem = problem
+            self._end(state_of_interruption(problem, self._flow))
+            return
+        state = outcomes.of_exception(problem)
+        if isinstance(problem, RunTimedOut) and self.timeout is not None:
+            state = State(StateType.FAILED, "TimedOut", f"It took longer than {self.timeout:g} seconds.", problem)
+        run = self.task_run
+        if run.run_count <= self.task.retry_policy.count and self._may_retry(state):
+            self.delay = self.task.retry_policy.delay_before(run.run_count)
+            run.state = states.AwaitingRetry(state.message)
+            self._tell()
+            told = "Failed with %s; retry %d of %d starts in %g seconds"
+            self._say(
+                logging.WARNING, told, state.message, run.run_count, self.task.retry_policy.count, self.delay, exc_info=problem
+            )
+            return
+        self._problem = problem
+        self._say(logging.ERROR, "Failed with %s", state.message, exc_info=problem)
+        self._end(state)
+
+    def break_off(self, problem: BaseException) -> None:
+        """End a run that stopped between attempts."""
+        if not self._has_ended:
+            self._problem = problem
+            self._end(state_of_interruption(problem, self._flow))
+
+    def close(self) -> None:
+        """Nothing is left to do: each change was told as it came."""
+
+    def outcome(self) -> Any:
+        """The task's value, or its final state where the caller asked for that."""
+        state = self.task_run.state
+        if self._problem is not None and not (self._return_state and isinstance(self._problem, Exception)):
+            raise self._problem
+        if self._return_state:
+            if self._flow is not None:
+                self._flow.producers.note(state, self.task_run.id)
+            return state
+        return self._value if state.is_final() else state.result()
+
+    def drop(self, message: str) -> None:
+        """Cancel a run that has not begun."""
+        self._end(states.Cancelled(message))
+
+    def _may_retry(self, state: State) -> bool:
+        condition = self.task.retry_condition_fn
+        if condition is None:
+            return True
+        try:
+            return bool(condition(self.task, self.task_run, state))
+        except Exception as problem:
+            self._say(logging.ERROR, "retry_condition_fn raised, so there is no retry", exc_info=problem)
+            return False
+
+    def _end(self, state: State) -> None:
+        self._has_ended = True
+        self.delay = 0.0
+        run = self.task_run
+        run.ended = state.timestamp
+        run.state = state
+        self._tell()
+        level = logging.INFO if state.is_completed() else logging.ERROR
+        if TASK_RUNS.isEnabledFor(level):
+            self._say(level, "Ended %s", state)
+        hooks = self.task.hooks_after(state)
+        if hooks:
+            self._hook(hooks)
+
+    def _hook(self, hooks: Iterable[Any]) -> None:
+        self.due_hooks.extend(partial(hook, self.task, self.task_run, self.task_run.state) for hook in hooks)
+
+    def _tell(self) -> None:
+        if self._link is not None and self._flow is not None:
+            self._link.task(self._flow.flow_run.id, self.task_run)
+
+    def _say(self, level: int, message: str, *values: Any, exc_info: BaseException | None = None) -> None:
+        if TASK_RUNS.isEnabledFor(level):
+            task_run_logger(self.task_run, self._flow).log(level, message, *values, exc_info=exc_info)

@@ -1,0 +1,229 @@
+"""Where submitted tasks run."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from orchestrator import futures, states
+from orchestrator.futures import Future
+
+if TYPE_CHECKING:
+    from orchestrator.engine.task_call import TaskCall
+    from orchestrator.tasks import Task
+
+MAX_WORKERS = 128
+"""Threads of a runner that was not told how many; they start as they are needed."""
+
+_STOP_SECONDS = 5.0
+
+
+class TaskRunner(ABC):
+    """Runs the submitted tasks of one flow run. A flow's own instance is only a pattern: each run gets a duplicate."""
+
+    @property
+    def name(self) -> str:
+        """The kind of runner."""
+        return type(self).__name__
+
+    @abstractmethod
+    def duplicate(self) -> TaskRunner:
+        """A fresh runner with the same settings."""
+
+    @abstractmethod
+    def submit(
+        self, task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], wait_for: Iterable[Any] | None
+    ) -> Future[Any]:
+        """Begin one task run as soon as what it needs is there."""
+
+    @abstractmethod
+    def finish(self, *, cancel: bool = False) -> None:
+        """Wait for all that was submitted; with ``cancel`` drop what has not begun and stop what has. Not used after that."""
+
+    def __enter__(self) -> TaskRunner:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.finish(cancel=kind is not None)
+
+
+class ThreadPoolTaskRunner(TaskRunner):
+    """Runs tasks in threads of this process, ``max_workers`` at a time.
+
+    A task that waits for another's future gives up its place meanwhile, so that tasks which submit tasks never wait for each
+    other for ever, however few workers there are. A task whose inputs are futures takes no thread before these have ended.
+    """
+
+    def __init__(self, max_workers: int | None = None) -> None:
+        if max_workers is not None and max_workers < 1:
+            raise ValueError(f"max_workers is {max_workers}; it must be at least 1.")
+        self.max_workers = max_workers
+        self._limit = max_workers or MAX_WORKERS
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
+        self._places = threading.Condition(self._lock)
+        self._all_done = threading.Condition(self._lock)
+        self._unfinished: dict[Future[Any], TaskCall] = {}
+        self._ready: deque[Callable[[], None]] = deque()
+        self._running: set[int] = set()
+        self._threads: list[threading.Thread] = []
+        self._busy = 0
+        self._idle = 0
+        self._returning = 0
+        self._is_closed = False
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ThreadPoolTaskRunner) and other.max_workers == self.max_workers
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def duplicate(self) -> ThreadPoolTaskRunner:
+        """A fresh runner with as many workers."""
+        return ThreadPoolTaskRunner(self.max_workers)
+
+    def submit(
+        self, task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], wait_for: Iterable[Any] | None = None
+    ) -> Future[Any]:
+        """Begin one task run as soon as what it needs is there, in a copy of the caller's context."""
+        from orchestrator.engine.inputs import pending_futures
+
+        needed = None if wait_for is None else list(wait_for)
+        call = task.submitted_call(args, kwargs, needed)
+        future: Future[Any] = Future(call.task_run)
+        with self._lock:
+            self._unfinished[future] = call
+        run = partial(contextvars.copy_context().run, self._run, future, partial(task.complete, call))
+        upstream = pending_futures((*args, *kwargs.values(), *(needed or ())))
+        if upstream:
+            _when_all_ended(upstream, lambda: self._enqueue(run))
+        else:
+            self._enqueue(run)
+        return future
+
+    def finish(self, *, cancel: bool = False) -> None:
+        """Wait for all that was submitted, or stop it; then end the threads."""
+        if cancel:
+            self._cancel()
+        # Our own caller may be a task in a thread of another runner.
+        with futures.giving_way.get()(), self._lock:
+            self._all_done.wait_for(lambda: not self._unfinished, _STOP_SECONDS if cancel else None)
+            self._is_closed = True
+            self._work.notify_all()
+        if not cancel:
+            for thread in self._threads:
+                thread.join()
+
+    # Below: threads and places. A thread holds a place while it runs a task that does not wait for another one.
+
+    def _enqueue(self, run: Callable[[], None]) -> None:
+        with self._lock:
+            self._ready.append(run)
+            self._use_free_place()
+
+    def _use_free_place(self) -> None:
+        """With the lock held: let a thread take the next task, if there is a place. It passes this on when it has."""
+        if not self._ready or self._returning or self._busy >= self._limit:
+            return
+        if self._idle:
+            self._work.notify()
+        else:
+            thread = threading.Thread(target=self._serve, name=f"orch-task-{len(self._threads)}", daemon=True)
+            self._threads.append(thread)
+            self._idle += 1
+            thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            with self._lock:
+                while not self._ready or self._returning or self._busy >= self._limit:
+                    if self._is_closed:
+                        return
+                    self._work.wait()
+                run = self._ready.popleft()
+                self._idle -= 1
+                self._busy += 1
+                self._use_free_place()
+            run()
+            with self._lock:
+                self._idle += 1
+                self._leave_place()
+
+    def _leave_place(self) -> None:
+        """With the lock held: those who want their place back come first."""
+        self._busy -= 1
+        if self._returning:
+            self._places.notify()
+        else:
+            self._use_free_place()
+
+    @contextmanager
+    def _give_way(self) -> Iterator[None]:
+        with self._lock:
+            self._leave_place()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._returning += 1
+                self._places.wait_for(lambda: self._busy < self._limit)
+                self._returning -= 1
+                self._busy += 1
+                self._use_free_place()
+
+    def _run(self, future: Future[Any], complete: Callable[[], Any]) -> None:
+        if future.is_done:  # dropped while it waited
+            return
+        futures.giving_way.set(self._give_way)
+        thread = threading.get_ident()
+        self._running.add(thread)
+        try:
+            complete()
+        except BaseException as problem:
+            # The call has made its state of whatever its task raised; this is for what went wrong around it.
+            state = future.task_run.state
+            if not state.is_final() and state.name != "NotReady":
+                future.task_run.state = states.Failed(f"{type(problem).__name__}: {problem}", data=problem)
+        finally:
+            self._running.discard(thread)
+            self._end(future)
+
+    def _end(self, future: Future[Any]) -> None:
+        future.set_ended()
+        with self._lock:
+            self._unfinished.pop(future, None)
+            if not self._unfinished:
+                self._all_done.notify_all()
+
+    def _cancel(self) -> None:
+        from orchestrator.engine.termination import stop_thread
+
+        with self._lock:
+            self._ready.clear()
+            waiting = [(future, call) for future, call in self._unfinished.items() if call.task_run.run_count == 0]
+        for future, call in waiting:
+            call.drop("Its flow run was stopped before it began.")
+            self._end(future)
+        for thread in list(self._running):
+            stop_thread(thread)
+
+
+def _when_all_ended(upstream: list[Future[Any]], then: Callable[[], None]) -> None:
+    left = len(upstream)
+    lock = threading.Lock()
+
+    def count(_: Future[Any]) -> None:
+        nonlocal left
+        with lock:
+            left -= 1
+            is_last = left == 0
+        if is_last:
+            then()
+
+    for future in upstream:
+        future.add_done_callback(count)

@@ -1,0 +1,1 @@
+"""Small things that flow authors import by their own path."""
