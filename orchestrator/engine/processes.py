@@ -9,6 +9,8 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +98,18 @@ def _oom_counters() -> list[Path]:
 
 
 def _prctl(option: int, value: int) -> None:
+    if _libc_prctl()(option, value, 0, 0, 0):
+        raise OSError(f"prctl({option}, {value}) failed")
+
+
+@lru_cache(maxsize=1)
+def _libc_prctl() -> Callable[..., int]:
+    """Looked up once in a template and not again in each child: that alone would copy some 60 of its pages."""
     import ctypes
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(option, value, 0, 0, 0):
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+    function = ctypes.CDLL(None).prctl
+    function.argtypes = (ctypes.c_int, *(ctypes.c_ulong,) * 4)
+    return function
 
 
 def _exit_after(parent: int) -> None:  # pragma: no cover - only where there is no prctl

@@ -35,7 +35,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from orchestrator import clock
+from orchestrator import clock, settings
 from orchestrator.engine import processes
 
 if TYPE_CHECKING:
@@ -264,7 +264,7 @@ def load(spec: Mapping[str, Any]) -> Flow[..., Any]:
             hint="Put the code there on every worker host (a shared disk, an image, or a pull step in orch.yaml), "
             "or correct the path and deploy again.",
         ) from None
-    os.environ.update({str(name): str(value) for name, value in (spec.get("env") or {}).items()})
+    settings.add_to_environment({str(name): str(value) for name, value in (spec.get("env") or {}).items()})
     sys.dont_write_bytecode = True  # a file saved twice in one second would find the first one's bytecode
     sys.argv = [spec["entrypoint"]]
     if spec.get("pull"):
@@ -276,19 +276,15 @@ def load(spec: Mapping[str, Any]) -> Flow[..., Any]:
 
 
 def describe_failure(error: BaseException) -> tuple[str, str]:
-    """What a load failure says in the run's state, and the traceback for its log, without Orch's own frames where possible."""
+    """What a load failure says in the run's state, and what in its log: the user's traceback where there is one."""
     import traceback
 
     from orchestrator.exceptions import OrchError
 
-    cause = error.__cause__ if isinstance(error, OrchError) and error.__cause__ is not None else error
-    message = str(error) if isinstance(error, OrchError) else f"{type(error).__name__}: {error}"
-    hint = getattr(error, "hint", None)
-    if isinstance(cause, OrchError):
-        text = message
-    else:
-        text = "".join(traceback.format_exception(type(cause), cause, cause.__traceback__)).rstrip()
-    return message, f"{text}\n{hint}" if hint else text
+    if not isinstance(error, OrchError):
+        return f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)).rstrip()
+    said = getattr(error, "traceback_text", "") or str(error)
+    return str(error), "\n".join(filter(None, (said.rstrip(), error.hint)))
 
 
 def project_files(started_ms: int) -> list[list[Any]]:

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,11 @@ _TEMPLATE_OUTPUT_BYTES = 64 * 1024
 class ProcessExecutor:
     """Executes jobs in forked children. See ``base.Executor`` for the methods' contracts."""
 
-    def __init__(self, host: Host, limit: int, max_templates: int = MAX_TEMPLATES) -> None:
+    def __init__(
+        self, host: Host, limit: int, environment: Mapping[str, str] | None = None, *, max_templates: int = MAX_TEMPLATES
+    ) -> None:
         self._host = host
+        self._environment = environment
         self._limit = limit
         self._max_templates = max_templates
         self._templates: dict[str, _Template] = {}  # deployment id -> the one in use, most recently used last
@@ -188,7 +191,7 @@ class ProcessExecutor:
             self._retire(self._templates.pop(key))
 
     def _start_template(self, deployment: Deployment) -> _Template:
-        template = _Template(deployment, "spawn" if self._needs_spawn(deployment) else "fork")
+        template = _Template(deployment, "spawn" if self._needs_spawn(deployment) else "fork", self._environment)
         self._all[template.pid] = template
         self._host.watch(template.socket.fileno(), lambda: self._receive(template))
         self._host.watch(template.output, template.read_output)
@@ -424,7 +427,7 @@ def load_spec(deployment: Deployment) -> dict[str, Any]:
 class _Template:
     """One template process, as its supervisor sees it."""
 
-    def __init__(self, deployment: Deployment, mode: str) -> None:
+    def __init__(self, deployment: Deployment, mode: str, environment: Mapping[str, str] | None) -> None:
         self.deployment = deployment
         self.waiting: deque[Job] = deque()
         self.idle: deque[_Child] = deque()  # started or being started, no run yet
@@ -444,9 +447,9 @@ class _Template:
         self._unpacker = msgpack.Unpacker(raw=False)
         self._printed: deque[str] = deque(maxlen=1000)
         self._lines = Lines()
-        self.pid = self._start(mode)
+        self.pid = self._start(mode, environment)
 
-    def _start(self, mode: str) -> int:
+    def _start(self, mode: str, environment: Mapping[str, str] | None) -> int:
         self.socket, theirs = socket.socketpair()
         self.output, output = os.pipe()
         os.set_blocking(self.output, False)
@@ -458,6 +461,7 @@ class _Template:
                 stderr=output,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
+                env=environment,
             )
         os.close(output)
         process.returncode = 0  # ``children_ended`` waits for it by its number

@@ -28,7 +28,7 @@ from orchestrator.engine import protocol
 from orchestrator.engine.relay import Relay, Reply
 from orchestrator.exceptions import ConfigurationError, ObjectNotFound, StoreUnavailable
 from orchestrator.models import Deployment, LogLine, Worker
-from orchestrator.settings import load
+from orchestrator.settings import child_environment, load
 from orchestrator.states import StateType
 
 if TYPE_CHECKING:
@@ -70,24 +70,24 @@ def run_worker(options: WorkerOptions) -> int:
     say = options.announce or log.info
     # The loop must not sit in a call while Redis is away: it makes its own pauses, and its runs are looked after meanwhile.
     with open_store(replace(settings, redis_retry_s=0), announce=say) as store:
-        supervisor = Supervisor(store, replace(options, name=name, announce=say))
+        supervisor = Supervisor(store, replace(options, name=name, announce=say, settings=settings))
         return supervisor.run()
 
 
-def make_executor(kind: str, host: Host, limit: int) -> Executor:
+def make_executor(options: WorkerOptions, host: Host) -> Executor:
     """The executor of a type of worker. Raises ConfigurationError for a type that there is not."""
-    if kind == "process":
+    if options.type == "process":
         from orch_workers.process import ProcessExecutor
 
-        return ProcessExecutor(host, limit)
-    raise ConfigurationError(f"There is no worker type {kind!r}.", hint="Types: process")
+        return ProcessExecutor(host, options.limit, child_environment(options.settings))
+    raise ConfigurationError(f"There is no worker type {options.type!r}.", hint="Types: process")
 
 
 class Supervisor:
     """One worker. Its methods run on one thread, those of ``Host`` when an executor calls them from there."""
 
     def __init__(
-        self, store: Store, options: WorkerOptions, make: Callable[[str, Host, int], Executor] = make_executor
+        self, store: Store, options: WorkerOptions, make: Callable[[WorkerOptions, Host], Executor] = make_executor
     ) -> None:
         self._store = store
         self._options = options
@@ -124,7 +124,7 @@ class Supervisor:
         self._selector.register(self._wake_reader, selectors.EVENT_READ, (self._woken, None))
         self._runs_waiter = Waiter("orch-wait-runs", self._wait_for_runs, self._wake)
         self._control_waiter = Waiter("orch-wait-control", self._wait_for_control, self._wake)
-        self._executor = make(options.type, self, options.limit)
+        self._executor = make(options, self)
         self._metrics: WorkerMetrics | None = None
 
     def run(self) -> int:
@@ -134,6 +134,7 @@ class Supervisor:
             from orchestrator.metrics import WorkerMetrics
 
             self._metrics = WorkerMetrics(self._pool, self._name, self._options.limit, self._options.metrics_port)
+            self._say(f"Metrics at http://127.0.0.1:{self._metrics.port}/metrics")
         try:
             self._begin()
             while not self._is_over():
@@ -309,9 +310,8 @@ class Supervisor:
 
     def _wants_claim(self) -> bool:
         free = self._options.limit - len(self._jobs)
-        return (
-            not self._stage and free > 0 and bool(self._delivered or (self._may_have_more and not self._runs_waiter.is_armed))
-        )
+        wants = bool(self._delivered) or (self._may_have_more and not self._runs_waiter.is_armed)
+        return wants and free > 0 and not self._stage
 
     def _claim(self) -> None:
         """Fill the free slots. Only when the queues have been found empty does a blocked read wait for more."""
@@ -410,9 +410,7 @@ class Supervisor:
 
     def failed(self, job: Job, message: str, traceback: str) -> None:
         """See Host."""
-        at = clock.now()
-        lines = [LogLine(at, logging.ERROR, "orchestrator.worker", text, job.run.attempt) for text in (traceback or message,)]
-        self._log(job, lines)
+        self._log(job, [_line(job, traceback or message)])
         end = [protocol.END, job.run.id, StateType.FAILED.value, "Failed", message, b"", None]
         self._relay.feed(job, end, clock.monotonic())
         job.has_reported_end = True
@@ -432,9 +430,7 @@ class Supervisor:
             self._relay.forget(run)
             self._to_hand_back[run] = job
         if not job.has_reported_end:
-            self._log(
-                job, [LogLine(clock.now(), logging.ERROR, "orchestrator.worker", _last_words(job, reason), job.run.attempt)]
-            )
+            self._log(job, [_line(job, _last_words(job, reason))])
         self._relay.gone(job, reason, now)
 
     def _log(self, job: Job, lines: Sequence[LogLine]) -> None:
@@ -609,6 +605,10 @@ class Supervisor:
                     hint=f"Create it with: orch work-queue create '{queue}' --pool '{pool.name}'",
                 )
         return [name for name in names if not self._options.queues or name in self._options.queues]
+
+
+def _line(job: Job, message: str) -> LogLine:
+    return LogLine(clock.now(), logging.ERROR, "orchestrator.worker", message, job.run.attempt)
 
 
 def _last_words(job: Job, reason: str) -> str:
