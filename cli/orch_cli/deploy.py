@@ -1,14 +1,226 @@
-"""``orch deploy``."""
+"""``orch deploy``: from orch.yaml to deployments, asking only on a terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from shlex import join
+from typing import TYPE_CHECKING
+
 import click
 
-from orch_cli.commands import Command
+from orch_cli import output, prompts
+from orch_cli.commands import Command, Usage
+from orch_cli.completion import complete_pool
+from orch_cli.connection import open_store
+from orch_cli.options import dry_run_option
+from orch_cli.output import Printer, shows
+from orch_cli.views import DEPLOYMENT
+from orch_cli.work_pool import POOL_TYPES
+from orchestrator.exceptions import ObjectNotFound
+from orchestrator.models import Deployment, as_json
+
+if TYPE_CHECKING:
+    from orchestrator.deployments.file import Project
+    from orchestrator.deployments.plan import Answers, Change, Prepared, Question
+    from orchestrator.store import Store
+
+_CREATE = "Create a new work pool"
 
 
-@click.command("deploy", cls=Command, examples=("orch deploy --all",))
+@click.command(
+    "deploy",
+    cls=Command,
+    examples=(
+        "orch deploy --all",
+        "orch deploy --name hello_flow --create-pool process",
+        "orch deploy -n 'etl/*' --dry-run",
+        "orch deploy --all --diff",
+    ),
+)
+@click.option("-n", "--name", "names", multiple=True, metavar="NAME",
+              help="Only this deployment, or those that match a pattern with *. Can be given again.")  # fmt: skip
 @click.option("--all", "every", is_flag=True, help="Every deployment of the file.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
-def deploy(every: bool, dry_run: bool) -> None:
-    """Create or update the deployments of orch.yaml."""
+@click.option("--file", "path", type=click.Path(path_type=Path), metavar="PATH", help="The file instead of ./orch.yaml.")
+@click.option("--entrypoint", metavar="FILE:FUNCTION", help="The flow, where the file does not say it.")
+@click.option("-p", "--pool", metavar="NAME", shell_complete=complete_pool, help="This work pool instead of the file's.")
+@click.option("-q", "--work-queue", "queue", metavar="NAME", help="This work queue instead of the file's.")
+@click.option("--create-pool", type=click.Choice(POOL_TYPES), help="Create a work pool that does not exist, of this type.")
+@click.option("--diff", "compare", is_flag=True, help="Show what would change, and do nothing. Exit code 1 if anything would.")
+@click.option("-y", "--yes", is_flag=True, help="Take the default answer to every question that has one.")
+@dry_run_option
+@shows(DEPLOYMENT)
+def deploy(
+    out: Printer[Deployment],
+    names: tuple[str, ...],
+    every: bool,
+    path: Path | None,
+    entrypoint: str | None,
+    pool: str | None,
+    queue: str | None,
+    create_pool: str | None,
+    compare: bool,
+    yes: bool,
+    dry_run: bool,
+) -> int:
+    """Create or update the deployments of orch.yaml.
+
+    Without --all and --name the file's only deployment is meant. A prefect.yaml is read where there is no orch.yaml.
+    """
+    from orchestrator.deployments import file, plan
+
+    if every and names:
+        raise Usage("--all and --name exclude each other.")
+    project = file.read(path or file.find(Path.cwd()))
+    with open_store() as store:
+        asker = _Asker(store, create_pool, yes, _command(names, every, path, pool))
+        answers = plan.Answers(_literal(names), entrypoint, pool, queue)
+        prepared = _prepare(project, names, every, answers, asker)
+        if compare or dry_run:
+            return _preview(store, prepared, compare)
+        asker.settle_pools(prepared)
+        before = {item.deployment.slug: store.deployments.find(item.deployment.flow, item.deployment.name) for item in prepared}
+        saved = plan.apply(store, prepared)
+        _plan_if_alone(store)
+        if out.is_for_people:
+            _tell(saved, before)
+        else:
+            out.many(saved)
+        for warning in plan.warnings(store, prepared):
+            output.warn(warning.text, warning.hint)
+    if out.is_for_people and len(saved) == 1:
+        output.say_hint(f"Run it with: {join(['orch', 'deployment', 'run', saved[0].slug, '--watch'])}")
+    return 0
+
+
+@dataclass
+class _Asker:
+    """Puts the questions of a deploy to the person at the terminal, and knows what was answered about pools."""
+
+    store: Store
+    create_type: str | None
+    yes: bool
+    command: Sequence[str]
+    agreed: set[str] = field(default_factory=set)
+
+    def ask(self, question: Question) -> str:
+        """Answer a question of ``prepare``."""
+        if question.field == "pool":
+            return self._choose_pool(question.text)
+        if question.choices:
+            return question.choices[prompts.choose(question.text, question.choices)]
+        return prompts.ask(question.text, question.flag)
+
+    def settle_pools(self, prepared: Sequence[Prepared]) -> None:
+        """See to it that every pool exists: created, or another chosen instead.
+
+        Raises ObjectNotFound where nobody can be asked and no flag answers.
+        """
+        from orchestrator.deployments import plan
+
+        for name in plan.missing_pools(self.store, prepared):
+            if self.create_type or self.yes or name in self.agreed:
+                self._create(name)
+                continue
+            if not prompts.on_terminal():
+                raise ObjectNotFound(
+                    f"There is no work pool '{name}'.",
+                    hint=f"Create it and deploy with: {join([*self.command, '--create-pool', POOL_TYPES[0]])}",
+                )
+            chosen = self._replace(name)
+            if chosen == name:
+                self._create(name)
+            for item in prepared:
+                if item.deployment.pool == name:
+                    item.deployment = replace(item.deployment, pool=chosen)
+
+    def _choose_pool(self, text: str) -> str:
+        existing = self.store.pools.names()
+        if existing:
+            number = prompts.choose(f"{text}?", [*existing, _CREATE])
+            if number < len(existing):
+                return existing[number]
+        name = prompts.ask("Name of the new work pool", "--pool NAME", default=None if existing else "default")
+        self.agreed.add(name)
+        return name
+
+    def _replace(self, missing: str) -> str:
+        existing = self.store.pools.names()
+        create = f"Create it, of type {POOL_TYPES[0]}"
+        number = prompts.choose(
+            f"There is no work pool '{missing}'.", [create, *(f"Use '{name}' instead" for name in existing)]
+        )
+        return existing[number - 1] if number else missing
+
+    def _create(self, name: str) -> None:
+        self.store.pools.create(name, self.create_type or POOL_TYPES[0])
+        output.say(f"Created work pool '{name}'.")
+
+
+def _command(names: Sequence[str], every: bool, path: Path | None, pool: str | None) -> list[str]:
+    """The command as it was typed, for a hint that adds to it."""
+    options = ["--all"] if every else [word for name in names for word in ("--name", name)]
+    options += ["--file", str(path)] if path else []
+    return ["orch", "deploy", *options, *(["--pool", pool] if pool else [])]
+
+
+def _prepare(project: Project, names: tuple[str, ...], every: bool, answers: Answers, asker: _Asker) -> list[Prepared]:
+    from orchestrator.deployments import plan
+
+    ask = asker.ask if prompts.on_terminal() else None
+    return plan.prepare(project, names, every=every, answers=answers, ask=ask)
+
+
+def _literal(names: tuple[str, ...]) -> str | None:
+    """The name for a deployment that has none in the file: the one that was typed, if it is one and no pattern."""
+    return names[0] if len(names) == 1 and not set(names[0]) & set("*?[") else None
+
+
+def _preview(store: Store, prepared: Sequence[Prepared], compare: bool) -> int:
+    """Say what a deploy would do; answers the exit code."""
+    from orchestrator.deployments import plan
+
+    differs = False
+    for item in prepared:
+        stored = store.deployments.find(item.deployment.flow, item.deployment.name)
+        changes = plan.diff(stored, plan.settle(item, stored))
+        differs = differs or bool(changes)
+        verb = "create" if stored is None else "update" if changes else "leave as it is"
+        output.write(f"Would {verb}: {output.clean(item.deployment.slug)}")
+        for change in changes:
+            _write_change(change)
+    for pool in plan.missing_pools(store, prepared):
+        output.write(f"Would need work pool: {output.clean(pool)}")
+    if not compare:
+        output.say("Nothing was done.")
+    return 1 if compare and differs else 0
+
+
+def _write_change(change: Change) -> None:
+    for sign, value, color in (("-", change.old, "red"), ("+", change.new, "green")):
+        if value not in (None, "", [], {}):
+            output.write_colored(f"  {sign} {change.field}: {output.clean(_text(value))}", color)
+
+
+def _text(value: object) -> str:
+    import json
+
+    return value if isinstance(value, str) else json.dumps(as_json(value), ensure_ascii=False)
+
+
+def _plan_if_alone(store: Store) -> None:
+    """Plan the next runs of schedules where no scheduler lives that would."""
+    if not store.pools.schedulers():
+        from orch_scheduler import planner
+
+        planner.run_once(store)
+
+
+def _tell(saved: Sequence[Deployment], before: dict[str, Deployment | None]) -> None:
+    from orchestrator.deployments import plan
+
+    for deployment in saved:
+        stored = before[deployment.slug]
+        verb = "Created" if stored is None else "Updated" if plan.diff(stored, deployment) else "Left as it was:"
+        output.say(f"{verb} deployment '{output.clean(deployment.slug)}'.")

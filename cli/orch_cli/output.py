@@ -160,6 +160,11 @@ def write(text: str) -> None:
         raise ReaderLeft from None  # click would turn a broken pipe into exit code 1
 
 
+def write_colored(text: str, color: str) -> None:
+    """One line of data on stdout, in a colour where colours are shown."""
+    write(_paint(text, sys.stdout, fg=color))
+
+
 def say(text: str) -> None:
     """One line of talk on stderr."""
     click.echo(text, err=True, color=True)
@@ -180,7 +185,7 @@ def say_hint(hint: str) -> None:
 def fail(error: BaseException, code: int, hint: str | None = None, message: str | None = None) -> None:
     """An error with its causes and its hint on stderr; with ``-o json`` (or jsonl, yaml) as an object on stdout too."""
     text = clean(message or str(error) or type(error).__name__)
-    causes = [clean(cause) for cause in _causes(error) if cause not in text]
+    causes = [clean(cause) for cause in _causes(error, text)]
     say(f"{_paint('error:', sys.stderr, fg='red', bold=True)} {text}")
     for cause in causes:
         say(f"  caused by: {cause}")
@@ -191,7 +196,8 @@ def fail(error: BaseException, code: int, hint: str | None = None, message: str 
         write(_serialize({"error": report}, _terminal.format))
 
 
-def _causes(error: BaseException) -> Iterable[str]:
+def _causes(error: BaseException, said: str) -> Iterable[str]:
+    """The chain of causes, one line each, without those that the message repeats."""
     seen: set[int] = set()
     while True:
         seen.add(id(error))
@@ -200,7 +206,10 @@ def _causes(error: BaseException) -> Iterable[str]:
             return
         error = following
         first_line = str(error).strip().partition("\n")[0]
-        yield f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
+        if not first_line:
+            yield type(error).__name__
+        elif clean(first_line) not in said:
+            yield f"{type(error).__name__}: {first_line}"
 
 
 def _paint(text: str, stream: TextIO, **style: Any) -> str:
