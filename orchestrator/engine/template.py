@@ -283,7 +283,7 @@ def describe_failure(error: BaseException) -> tuple[str, str]:
 
     if not isinstance(error, OrchError):
         return f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)).rstrip()
-    said = getattr(error, "traceback_text", "") or str(error)
+    said = "".join(traceback.format_exception(error.__cause__)) if error.__cause__ else str(error)
     return str(error), "\n".join(filter(None, (said.rstrip(), error.hint)))
 
 
