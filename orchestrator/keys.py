@@ -14,10 +14,10 @@ import base64
 import hashlib
 import os
 import re
-import time
 import unicodedata
 import uuid
 
+from orchestrator import clock
 from orchestrator.exceptions import InvalidName
 
 _STANDARD = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
@@ -37,7 +37,7 @@ PRIORITIES = ("high", "normal", "low")
 
 def new_id() -> str:
     """A fresh UUIDv7 as text: 48 bits of milliseconds, then chance."""
-    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+    value = clock.now_ms() << 80 | int.from_bytes(os.urandom(10), "big")
     value = value & ~(0xF << 76) | 7 << 76
     value = value & ~(0x3 << 62) | 2 << 62
     return str(uuid.UUID(int=value))
@@ -68,7 +68,7 @@ def check_name(kind: str, name: str) -> str:
         if character in _FORBIDDEN or (category[0] in "CZ" and character != " "):
             shown = character if character.isprintable() else f"U+{ord(character):04X}"
             raise InvalidName(
-                f"The {kind} name {ascii(name[:60])} holds the character {shown!r}.",
+                f"The {kind} name {name[:60]!a} holds the character {shown!r}.",
                 hint="Names are printable text without / % & < > { } : * and control characters.",
             )
     if len(name.encode()) > _NAME_BYTES:
@@ -87,7 +87,7 @@ class Keys:
     def __init__(self, namespace: str) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", namespace):
             raise InvalidName(
-                f"The namespace {ascii(namespace)} cannot be used.", hint="Use letters, digits, '_', '.', '-'; at most 64."
+                f"The namespace {namespace!a} cannot be used.", hint="Use letters, digits, '_', '.', '-'; at most 64."
             )
         self.namespace = namespace
         self.prefix = f"orch:{{{namespace}}}:"
@@ -184,6 +184,17 @@ class Keys:
 PERMANENT = (
     *("due", "leases", "paused", "expires", "reservations", "wake_due", "settings", "limits", "pools", "workers"),
     *("schedulers", "flows", "deployments", "planning", "variables", "events", "signals"),
-    *("queue:*", "resumed:*", "parked:*", "slots:*", "pool:*", "queues:*", "deployment:*", "schedules:*", "planned:*", "index:*"),
+    *(
+        "queue:*",
+        "resumed:*",
+        "parked:*",
+        "slots:*",
+        "pool:*",
+        "queues:*",
+        "deployment:*",
+        "schedules:*",
+        "planned:*",
+        "index:*",
+    ),
 )
 """Patterns of keys that may live without a TTL. Beside them, only keys of runs that have not ended may."""

@@ -1,0 +1,141 @@
+"""The store: one namespace of one Redis, a set of small objects over one connection pool, and how it is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any
+
+from orchestrator import clock
+from orchestrator.clock import FrozenClock
+from orchestrator.exceptions import StoreUnavailable
+from orchestrator.keys import Keys
+from orchestrator.settings import Settings, load, shown_url
+from orchestrator.store import embedded as private_server
+from orchestrator.store.client import Client
+from orchestrator.store.connection import ServerInfo, check_server, connect
+from orchestrator.store.deployments import Deployments
+from orchestrator.store.documents import Documents
+from orchestrator.store.events import Events
+from orchestrator.store.limits import Limits
+from orchestrator.store.pools import Pools
+from orchestrator.store.queries import Queries
+from orchestrator.store.runs import Runs
+from orchestrator.store.scripts import RETENTION_MS, Scripts
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceSettings:
+    """What all processes of a namespace must agree on; stored there, so that no client can differ.
+
+    A worker that cannot renew its leases stops its runs at ``self_kill``; ``silence`` is how long a worker or a scheduler may
+    say nothing before it counts as gone.
+    """
+
+    lease: timedelta = timedelta(seconds=15)
+    retention: timedelta = timedelta(milliseconds=RETENTION_MS)
+
+    @property
+    def renew(self) -> timedelta:
+        """How often leases are renewed."""
+        return self.lease / 3
+
+    @property
+    def self_kill(self) -> timedelta:
+        """How long after its last accepted renewal a worker may trust a lease."""
+        return self.lease * 13 / 15
+
+    @property
+    def silence(self) -> timedelta:
+        """How long without a heartbeat means gone."""
+        return self.lease * 2
+
+
+class Store:
+    """Everything Orch keeps in one namespace of one Redis."""
+
+    def __init__(self, url: str, settings: Settings, *, frozen: FrozenClock | None = None) -> None:
+        self.namespace = settings.namespace
+        self.keys = Keys(settings.namespace)
+        self.address = shown_url(url)
+        self.embedded = settings.redis_url is None
+        self.client = Client(connect(url, settings), self.address)
+        self.blocking = Client(connect(url, settings, blocking=True), self.address)
+        self._configuration = settings
+        self.scripts = Scripts(self.client, self.keys.prefix, frozen)
+        self.settings = self._read_settings()
+        self.runs = Runs(self.client, self.scripts, self.keys, self.settings.lease)
+        self.limits = Limits(self.client, self.scripts, self.keys)
+        self.events = Events(self.client, self.keys)
+        self.documents = Documents(self.client, self.keys)
+        self.pools = Pools(self.client, self.blocking, self.scripts, self.keys, self.limits, self.settings.silence)
+        self.queries = Queries(self.client, self.blocking, self.keys, self.runs, self.events)
+        self.deployments = Deployments(self.client, self.scripts, self.keys, self.limits, self.runs, self.queries)
+
+    def _read_settings(self) -> NamespaceSettings:
+        default = NamespaceSettings()
+        stored = self.client.hgetall(self.keys.settings)
+
+        def duration(name: bytes, otherwise: timedelta) -> timedelta:
+            return timedelta(milliseconds=int(stored[name])) if name in stored else otherwise
+
+        return NamespaceSettings(duration(b"lease_ms", default.lease), duration(b"retention_ms", default.retention))
+
+    def write_settings(self, settings: NamespaceSettings) -> None:
+        """Change what the namespace's processes agree on. Each reads it when it starts."""
+        durations = {"lease_ms": settings.lease, "retention_ms": settings.retention}
+        values: dict[Any, Any] = {name: round(duration / timedelta(milliseconds=1)) for name, duration in durations.items()}
+        self.client.hset(self.keys.settings, mapping=values)
+
+    def now(self) -> datetime:
+        """Redis's clock, or the frozen one."""
+        if self.scripts.frozen_ms is not None:
+            return clock.from_ms(self.scripts.frozen_ms)
+        seconds, micros = self.client.time()
+        return clock.from_ms(int(seconds) * 1000 + int(micros) // 1000)
+
+    def ping(self) -> None:
+        """Raises StoreUnavailable unless Redis answers."""
+        self.client.ping()
+
+    def server_info(self) -> ServerInfo:
+        """What the server is and how it is set up."""
+        return check_server(self.client, self._configuration, address=self.address)
+
+    def close(self) -> None:
+        """Drop the connections. The server, also a private one, goes on."""
+        self.client.connection_pool.disconnect()
+        self.blocking.connection_pool.disconnect()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def open_store(
+    settings: Settings | None = None,
+    *,
+    start_embedded: bool = True,
+    announce: Callable[[str], None] | None = None,
+    frozen: FrozenClock | None = None,
+) -> Store:
+    """Connect to the configured Redis; with none configured, to the private one of this ORCH_HOME, started if need be.
+
+    ``announce`` hears in one line that a private server was started or joined. ``frozen`` stands in for Redis's clock in tests.
+
+    Raises StoreUnavailable (also when no private server runs and none may be started), UnsuitableServer.
+    """
+    settings = settings or load()
+    if settings.redis_url is None and not start_embedded and not private_server.running(settings.home):
+        raise StoreUnavailable(
+            "No Redis is configured and no private one runs.", hint="Start one with: orch server start, or set ORCH_REDIS_URL"
+        )
+    url = settings.redis_url or private_server.ensure(settings, announce)
+    address = shown_url(url)
+    patience = timedelta(seconds=settings.redis_retry_s) if settings.redis_url is None else timedelta(0)
+    check_server(connect(url, settings), settings, address=address, patience=patience)
+    return Store(url, settings, frozen=frozen)
