@@ -25,7 +25,7 @@ def measure(quick: bool) -> list[Measure]:
                 time.sleep(0.5)
             reads = stage.reads() - reads - 1
         stage.wait_for_completed(count, 20)
-    moments = marks.all()
+        moments = marks.all()
     return [
         Measure(
             "throughput, 4 slots",

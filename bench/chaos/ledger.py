@@ -1,0 +1,95 @@
+"""The outside ledger: what flow bodies and the killer write down as they go, in a local SQLite file.
+
+An effect is the start or the end of a body, with the run, its attempt (the fence) and the three processes that it took: the
+child, the template that it was forked from, and the supervisor. Moments are of the machine's monotonic clock.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+_TABLES = """
+PRAGMA journal_mode = WAL;
+CREATE TABLE effect (run TEXT, attempt INTEGER, phase TEXT, at REAL, child INTEGER, template INTEGER, supervisor INTEGER);
+CREATE TABLE kill (at REAL, kind TEXT, pid INTEGER);
+"""
+
+
+class Effect(NamedTuple):
+    """A body started or ended; ``phase`` is start or end."""
+
+    run: str
+    attempt: int
+    phase: str
+    at: float
+    child: int
+    template: int
+    supervisor: int
+
+    @property
+    def processes(self) -> tuple[int, int, int]:
+        """Without each of which the body cannot go on."""
+        return self.child, self.template, self.supervisor
+
+
+class Kill(NamedTuple):
+    """A process was sent SIGKILL; ``kind`` is child, template or supervisor."""
+
+    at: float
+    kind: str
+    pid: int
+
+
+def create(path: Path) -> None:
+    """An empty ledger."""
+    with _open(path) as connection:
+        connection.executescript(_TABLES)
+
+
+def write_effect(path: Path, effect: Effect) -> None:
+    """Write down an effect, on disk before this returns."""
+    with _open(path) as connection, connection:
+        connection.execute("INSERT INTO effect VALUES (?, ?, ?, ?, ?, ?, ?)", effect)
+
+
+def write_kill(path: Path, kill: Kill) -> None:
+    """Write down a kill."""
+    with _open(path) as connection, connection:
+        connection.execute("INSERT INTO kill VALUES (?, ?, ?)", kill)
+
+
+def read(path: Path) -> tuple[list[Effect], list[Kill]]:
+    """All effects and all kills, in the order of their moments."""
+    with _open(path) as connection:
+        effects = [Effect(*row) for row in connection.execute("SELECT * FROM effect ORDER BY at")]
+        kills = [Kill(*row) for row in connection.execute("SELECT * FROM kill ORDER BY at")]
+    return effects, kills
+
+
+def executing(path: Path, killed: Sequence[int]) -> list[Effect]:
+    """The starts of bodies that have not ended and did not lose a process to a kill."""
+    with _open(path) as connection:
+        rows = connection.execute(
+            "SELECT * FROM effect AS one WHERE phase = 'start' AND at > ? AND NOT EXISTS"
+            " (SELECT 1 FROM effect WHERE run = one.run AND attempt = one.attempt AND phase = 'end') ORDER BY run, attempt",
+            (time.monotonic() - 5,),
+        )
+        return [effect for effect in (Effect(*row) for row in rows) if not set(killed).intersection(effect.processes)]
+
+
+def ended(path: Path) -> int:
+    """How many runs' bodies have ended."""
+    with _open(path) as connection:
+        [count] = connection.execute("SELECT count(DISTINCT run) FROM effect WHERE phase = 'end'").fetchone()
+        return int(count)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(path, timeout=30)) as connection:
+        yield connection
