@@ -70,6 +70,13 @@ class Word:
 
 
 @dataclass(frozen=True)
+class Lines:
+    """A value of several lines, each of a few parts; moments in it are shown as times alone."""
+
+    lines: tuple[tuple[Any, ...], ...]
+
+
+@dataclass(frozen=True)
 class Column(Generic[T]):
     """One property of a thing. ``wide`` columns show with ``-o wide`` and ``--columns`` only; ``fold`` lets long text wrap."""
 
@@ -275,6 +282,8 @@ def _cell(value: Any, terminal: bool) -> str:
             return "-" if terminal else ""
         case bool():
             return "yes" if value else "no"
+        case Lines():
+            return "\n".join("  ".join(_part(part, terminal) for part in line if part) for line in value.lines)
         case datetime():
             return f"{absolute(value)} ({relative(value)})" if terminal else str(plain(value))
         case timedelta():
@@ -285,6 +294,10 @@ def _cell(value: Any, terminal: bool) -> str:
             return ", ".join(_cell(item, terminal) for item in value)
         case _:
             return clean(str(value))
+
+
+def _part(value: Any, terminal: bool) -> str:
+    return absolute(value) if terminal and isinstance(value, datetime) else _cell(value, terminal)
 
 
 def _color(value: Any) -> str | None:
@@ -408,7 +421,7 @@ class Printer(Generic[T]):
             value = column.of(thing)
             text = _cell(value, terminal)
             if not terminal:
-                write(f"{column.title}\t{_paint_cell(value, _one_line(text))}")
+                write(f"{column.title}\t{_paint_cell(value, _one_line(text, between='; '))}")
                 continue
             first, *others = text.split("\n")
             write(f"{_paint(column.title.ljust(width), sys.stdout, bold=True)}  {_paint_cell(value, first)}")
@@ -424,8 +437,8 @@ def _order(value: Any) -> Any:
             return _cell(value, False).casefold()
 
 
-def _one_line(text: str) -> str:
-    return re.sub(r"[\t\r\n]+", " ", text)
+def _one_line(text: str, between: str = " ") -> str:
+    return re.sub(r"[\t\r\n]+", between, text.strip("\n"))
 
 
 def _paint_cell(value: Any, text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from orch_cli.output import Column, View, Word, absolute, relative, state_word
+from orch_cli.output import Column, Lines, View, Word, absolute, relative, state_word
 from orchestrator import clock
 from orchestrator.models import Deployment, Event, LogLine, Run, Schedule, TaskRun, Worker, WorkPool, WorkQueue, as_json
 
@@ -38,15 +38,13 @@ def _schedules(deployment: Deployment) -> str:
     return "; ".join(f"{schedule_text(s)}{'' if s.active else ' (paused)'}" for s in deployment.schedules)
 
 
-def _schedule_lines(deployment: Deployment) -> str:
-    def line(schedule: Schedule) -> str:
+def _schedule_lines(deployment: Deployment) -> Lines:
+    def when(schedule: Schedule) -> str:
         moment = _next_fire(deployment, schedule)
-        after = (
-            f"next {absolute(moment)} ({relative(moment)})" if moment else "paused" if not schedule.active else "no next run"
-        )
-        return f"{schedule.slug}: {schedule_text(schedule)}, {after}"
+        otherwise = "no next run" if schedule.active and not deployment.paused else "paused"
+        return f"next {absolute(moment)} ({relative(moment)})" if moment else otherwise
 
-    return "\n".join(map(line, deployment.schedules))
+    return Lines(tuple((schedule.slug, schedule_text(schedule), when(schedule)) for schedule in deployment.schedules))
 
 
 def _next_fire(deployment: Deployment, schedule: Schedule) -> datetime | None:
@@ -56,10 +54,8 @@ def _next_fire(deployment: Deployment, schedule: Schedule) -> datetime | None:
     return next_after(schedule, clock.now()) if schedule.active and not deployment.paused else None
 
 
-def _history(run: Run) -> str:
-    return "\n".join(
-        f"{absolute(entry.at)}  {entry.name}" + (f": {entry.message}" if entry.message else "") for entry in run.history
-    )
+def _history(run: Run) -> Lines:
+    return Lines(tuple((entry.at, entry.name, entry.message) for entry in run.history))
 
 
 def _limit(used: int, limit: int | None) -> str:
