@@ -96,7 +96,10 @@ def run_scheduler(options: SchedulerOptions, announce: Callable[[str], None] | N
         scheduler = Scheduler(store, options.name)
         if options.handle_signals and threading.current_thread() is threading.main_thread():
             _stop_on_signals(scheduler)
+        say = announce or log.info
+        say(f"Scheduler '{scheduler.name}' works on {store.address}. Stop it with Ctrl-C.")
         scheduler.run()
+        say(f"Scheduler '{scheduler.name}' has stopped.")
     return 0
 
 
