@@ -61,8 +61,9 @@ TRANSITIONS: Mapping[str, frozenset[str]] = MappingProxyType(
         # Not started. Running directly: a worker that starts runs at once skips Pending. Ends: an operator's decision.
         "Scheduled": _WAITING,
         "Late": _WAITING - {"Late"},
-        "AwaitingRetry": _WAITING,
-        "AwaitingConcurrencySlot": frozenset({"Scheduled", "Late"}) | _ENDS,
+        # Scheduled again before a worker gets them: when the time of the retry has come, when there is room.
+        "AwaitingRetry": frozenset({"Scheduled"}) | _ENDS,
+        "AwaitingConcurrencySlot": frozenset({"Scheduled"}) | _ENDS,
         # Leased. Back to Scheduled: the lease lapsed, or a draining worker handed the run back.
         "Pending": frozenset({"Running", "Scheduled", "AwaitingRetry", "Cancelling"}) | _ENDS,
         "Running": frozenset({"Running", "Scheduled", "AwaitingRetry", "Cancelling", "Paused", "Suspended"}) | _ENDS,
@@ -162,6 +163,12 @@ class State:
         if self.is_completed():
             return self.data
         problem = self.data
+        if isinstance(problem, (State, list, tuple, set, frozenset)):
+            # It was decided by other runs' states: the first that did not complete has what to raise.
+            group = [problem] if isinstance(problem, State) else problem
+            deciding = next((state for state in group if isinstance(state, State) and not state.is_completed()), None)
+            if deciding is not None:
+                return deciding.result(raise_on_failure)
         if not isinstance(problem, BaseException):
             kinds = {StateType.CRASHED: CrashedRun, StateType.CANCELLED: CancelledRun}
             problem = kinds.get(self.type, FailedRun)(self.message or None)

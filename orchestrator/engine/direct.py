@@ -6,11 +6,8 @@ start; at the end of a root flow this process waits until the end is safely in R
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import socket
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -24,6 +21,8 @@ from orchestrator.logging import handlers
 from orchestrator.logging.loggers import get_logger
 
 if TYPE_CHECKING:
+    import subprocess
+
     from orchestrator.engine.link import Link
 
 ACKNOWLEDGEMENT_SECONDS = 10.0
@@ -89,22 +88,18 @@ def recorder() -> Link | None:
 
 def _is_recorded() -> bool:
     chosen = settings.load()
-    return chosen.redis_url is not None or _private_server_listens(chosen.home)
+    if chosen.redis_url is not None:
+        return True
+    from orchestrator.store import embedded
 
-
-def _private_server_listens(home: Path) -> bool:
-    """Whether the server of ``store/embedded.py`` is there. Asked without the store: its import costs more than most flows."""
-    try:
-        address = json.loads((home / "server.json").read_text(encoding="utf-8"))["socket"]
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.connect(address)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return True
+    return embedded.running(chosen.home)
 
 
 def _start_sidecar() -> Link | None:
     global _sidecar
+    import socket
+    import subprocess
+
     from orchestrator.engine.link import Link
 
     ours, its = socket.socketpair()

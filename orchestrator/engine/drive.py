@@ -209,14 +209,16 @@ def driver_of(fn: Callable[..., Any]) -> Callable[[Call], Any]:
 
 
 def complete(driver: Callable[[Call], Any], call: Call) -> Any:
-    """Run a call to its end in this thread, whatever its kind. Of generators: the list of what they yield."""
+    """Run a call to its end in this thread, whatever its kind. A generator's value is then the list of what it yields."""
+    fn = call.fn
     if driver is generate:
-        return list(driver(call))
-    if driver is call_async:
-        return run_coroutine(driver(call))
+        call.fn = lambda *args, **kwargs: list(fn(*args, **kwargs))
+        return call_plain(call)
     if driver is generate_async:
-        return run_coroutine(_collect(driver(call)))
-    return driver(call)
+        call.fn = lambda *args, **kwargs: _collect(fn(*args, **kwargs))
+        return run_coroutine(call_async(call))
+    answer = driver(call)
+    return run_coroutine(answer) if driver is call_async else answer
 
 
 def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import clock, states
 from orchestrator.context import FlowRunContext, TagsContext
-from orchestrator.engine import names, outcomes, protocol
+from orchestrator.engine import names, outcomes
 from orchestrator.engine.drive import Call, Hook
 from orchestrator.engine.inputs import Producers, resolve, states_of
 from orchestrator.engine.interruption import cancel_message, state_of_interruption
@@ -119,6 +119,7 @@ class FlowCall(Call):
 
     def _open_record(self) -> None:
         if self._link is not None and self._claimed is None:
+            from orchestrator.engine import protocol
             from orchestrator.engine.plain import plain_parameters
 
             run = self.run
@@ -151,6 +152,8 @@ class FlowCall(Call):
         run.start_time = run.start_time or run.state.timestamp
         # The record of a run that this process opened was born Running.
         if self._link is not None and (again or self._claimed is not None):
+            from orchestrator.engine import protocol
+
             self._link.send([protocol.START, run.id, run.state.name, clock.to_ms(run.state.timestamp)])
         self._hook(self.flow.on_running_hooks)
         return True
@@ -192,6 +195,7 @@ class FlowCall(Call):
         self._logger.log(level, "Ended %s", state)
         if self._link is None:
             return
+        from orchestrator.engine import protocol
         from orchestrator.engine.plain import packed_result
 
         result = packed_result(self._value) if state.is_completed() else b""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +45,8 @@ class Retries:
             return 0.0
         delay = self.delays[min(retry, len(self.delays)) - 1]
         if self.jitter:
+            import random
+
             delay *= 1 + random.random() * self.jitter
         return delay
 

@@ -12,6 +12,7 @@ import select
 import signal
 import socket
 import sys
+from dataclasses import replace
 from datetime import timedelta
 
 from orchestrator import clock, settings
@@ -60,7 +61,8 @@ class Sidecar:
 
     def _open(self, now: float) -> None:
         try:
-            self._store = open_store(self._settings, start_embedded=False)
+            # The relay tries again by itself; a store that does would keep us from reading the socket meanwhile.
+            self._store = open_store(replace(self._settings, redis_retry_s=0), start_embedded=False)
         except StoreUnavailable as problem:
             self._tell(str(problem))
             self._next_open = now + _OPEN_AGAIN

@@ -15,6 +15,7 @@ from orchestrator.engine.inputs import UpstreamFailed, resolve, resolve_call
 from orchestrator.engine.interruption import state_of_interruption
 from orchestrator.exceptions import RunTimedOut
 from orchestrator.keys import new_id
+from orchestrator.logging import handlers
 from orchestrator.logging.loggers import TASK_RUNS, task_run_logger
 from orchestrator.models import TaskRun
 from orchestrator.states import State, StateType
@@ -187,7 +188,7 @@ class TaskCall(Call):
         self._tell()
         level = logging.INFO if state.is_completed() else logging.ERROR
         if TASK_RUNS.isEnabledFor(level):
-            self._say(level, "Ended %s", state)
+            handlers.say(task_run_logger(run, self._flow), level, f"Ended {state}")
         hooks = self.task.hooks_after(state)
         if hooks:
             self._hook(hooks)

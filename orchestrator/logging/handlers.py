@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import IO
+from typing import IO, Any
 
-from orchestrator import settings
+from orchestrator import clock, settings
 from orchestrator.context import FlowRunContext
-from orchestrator.logging.loggers import FLOW_RUNS, TASK_RUNS
+from orchestrator.logging.loggers import FLOW_RUNS, TASK_RUNS, RunLogger
 
 _FIELDS = ("flow_run_id", "flow_run_name", "flow_name", "task_run_id", "task_run_name", "task_name")
 _COLOURS = {logging.WARNING: "33", logging.ERROR: "31", logging.CRITICAL: "31;1", logging.DEBUG: "2"}
@@ -34,6 +35,17 @@ def prepare(*, console: bool) -> None:
         logger.propagate = False  # they are on the terminal already
         for handler in handlers:
             logger.addHandler(handler)
+
+
+def say(logger: RunLogger, level: int, message: str) -> None:
+    """Log a line of the engine's own. Where nobody but the run's log listens, without the 20 us of a log record."""
+    of = logger.logger
+    fields: Mapping[str, Any] = logger.extra or {}
+    link = fields.get("orch_link")
+    if link is None or len(of.handlers) != 1 or type(of.handlers[0]) is not RunLogHandler or of.filters:
+        logger.log(level, message)
+    else:
+        link.log(fields["flow_run_id"], clock.now_ms(), level, of.name, message, fields.get("task_run_id"))
 
 
 class RunLogHandler(logging.Handler):
