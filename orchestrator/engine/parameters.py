@@ -131,6 +131,12 @@ class Signature:
             )
         return validated
 
+    def prepare(self) -> None:
+        """Make ready whatever needs pydantic. For a process whose forks shall not each import it anew."""
+        for name, annotation in self._annotations.items():
+            if annotation not in _ANYTHING and annotation not in _PLAIN:
+                self._adapter(name)
+
     def _coerce(self, name: str, value: Any) -> Any:
         adapter = self._adapter(name)
         if adapter is None:

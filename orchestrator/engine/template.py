@@ -118,9 +118,11 @@ class Template:
         if self._mode == "spawn":
             self._send(["loaded", []])
             return True
+        _import_what_runs_need()
         started_ms = clock.now_ms()
         try:
             self._flow = load(spec)
+            _make_ready(self._flow)
         except BaseException as error:  # a module may raise anything, SystemExit included
             self._send(["failed", *describe_failure(error)])
             return False
@@ -128,7 +130,6 @@ class Template:
         if reason:
             self._send(["unsafe", reason])
             return False
-        _import_what_runs_need()
         import gc
 
         gc.collect()
@@ -331,9 +332,29 @@ def _why_unsafe() -> str:
 
 
 def _import_what_runs_need() -> None:
-    """Import here, once, what each child would otherwise import for itself."""
+    """Import here, once, what each child would otherwise import for itself.
+
+    Before any user code, while bytecode may still be written: a test sees that a run imports nothing more.
+    """
     import orchestrator.engine.execute
-    import orchestrator.engine.link  # noqa: F401
+    import orchestrator.engine.inputs
+    import orchestrator.engine.link
+    import orchestrator.engine.plain
+    import orchestrator.logging.prints
+    import orchestrator.task_runners
+    import orchestrator.tasks  # noqa: F401
+
+
+def _make_ready(flow: Flow[..., Any]) -> None:
+    """Do here, once, what each child would otherwise do for itself before the flow's first line."""
+    import inspect
+
+    from orchestrator.logging import handlers
+
+    handlers.prepare(console=False)
+    flow.signature.prepare()
+    if inspect.iscoroutinefunction(flow.fn) or inspect.isasyncgenfunction(flow.fn):
+        import asyncio  # noqa: F401
 
 
 def _reseed() -> None:
