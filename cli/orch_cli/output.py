@@ -518,35 +518,35 @@ def shows(view: View[Any], *, many: bool = False, limit: int = 200) -> Callable[
     """Give a command ``-o`` (and, for a list, ``--columns --no-headers --sort --limit``) and a Printer as first argument."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        # The names of these options' values are such that no command has an argument of the same name.
         @functools.wraps(function)
         def with_printer(
             *args: Any,
-            output: str,
-            columns: str | None = None,
-            no_headers: bool = False,
-            sort: str | None = None,
-            limit: int = 0,
+            output_form: str,
+            list_columns: str | None = None,
+            list_headers: bool = True,
+            list_order: str | None = None,
+            list_limit: int = 0,
             **kwargs: Any,
         ) -> Any:
-            return function(Printer(view, output, columns, not no_headers, sort, limit), *args, **kwargs)
+            printer = Printer(view, output_form, list_columns, list_headers, list_order, list_limit)
+            return function(printer, *args, **kwargs)
 
         command: Callable[..., Any] = with_printer
         if many:
             keys = ", ".join(column.key for column in view.columns)
-            command = click.option(
-                "--limit",
-                type=click.IntRange(min=0),
-                default=limit,
-                show_default=True,
-                metavar="N",
-                help="Show at most N; 0 for all.",
-            )(command)
-            command = click.option("--sort", metavar="COLUMN", help="Order by a column; -COLUMN for the other way.")(command)
-            command = click.option("--no-headers", is_flag=True, help="Leave out the line of titles.")(command)
-            command = click.option("--columns", metavar="A,B", help=f"Show these columns: {keys}.")(command)
+            for option in (
+                click.option("--limit", "list_limit", type=click.IntRange(min=0), default=limit, show_default=True, metavar="N",
+                             help="Show at most N; 0 for all."),
+                click.option("--sort", "list_order", metavar="COLUMN", help="Order by a column; -COLUMN for the other way."),
+                click.option("--no-headers", "list_headers", flag_value=False, default=True, help="Leave out the titles."),
+                click.option("--columns", "list_columns", metavar="A,B", help=f"Show these columns: {keys}."),
+            ):  # fmt: skip
+                command = option(command)
         return click.option(
             "-o",
             "--output",
+            "output_form",
             type=click.Choice(FORMATS),
             default="table",
             show_default=True,
