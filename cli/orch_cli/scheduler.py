@@ -26,5 +26,4 @@ def start(name: str) -> int:
     from orch_cli.output import say
     from orch_scheduler.service import SchedulerOptions, run_scheduler
 
-    say("Starting a scheduler. Ctrl-C stops it.")
     return run_scheduler(SchedulerOptions(settings=settings(), name=name), say)
