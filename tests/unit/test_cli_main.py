@@ -30,7 +30,7 @@ def nowhere(orch_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_exception_has_an_exit_code_of_the_table() -> None:
     codes = {int(line.split()[0]) for line in root.TOPICS["exit-codes"].splitlines()}
-    kinds = [OrchError, *OrchError.__subclasses__()]
+    kinds: list[type[OrchError]] = [OrchError, *OrchError.__subclasses__()]
     assert {kind.exit_code for kind in kinds} <= codes
 
 
