@@ -21,7 +21,7 @@ def fetch_price() -> float:
 @flow
 def price_report() -> float:
     price = fetch_price()
-    get_run_logger().info("The price is %s, after %s attempts", price, 3)
+    get_run_logger().info("The price is %s", price)
     return price
 
 
