@@ -32,11 +32,12 @@ _DEPLOYMENT_KEYS = (
 )
 _SCHEDULE_KEYS = (
     *("cron", "timezone", "day_or", "interval", "anchor_date", "rrule", "slug", "active", "parameters", "max_scheduled_runs"),
-    "replaces",
+    *("replaces", "catchup", "max_active_runs"),
 )
 _POOL_KEYS = ("name", "work_queue_name", "job_variables")
 _LIMIT_KEYS = ("limit", "collision_strategy", "grace_period_seconds")
 _WITHOUT_EFFECT = ("triggers", "sla", "version_type")
+_WITHOUT_EFFECT_IN_SCHEDULES = ("replaces", "catchup", "max_active_runs")
 _NOT_RENDERED = ("triggers", "sla", "pull")
 
 Render = Callable[[str], Any]
@@ -109,19 +110,21 @@ def read(path: Path) -> Project:
     Raises InvalidDefinition, with line and column, for what is no YAML, or not the YAML of a project.
     """
     path = find(path) if path.is_dir() else path
-    root = located.read(path)
+    return project_of(path.absolute(), located.read(path))
+
+
+def project_of(path: Path, root: Value) -> Project:
+    """A project from YAML that has been read."""
     if root.is_null:
         raise root.error("the file is empty.", "Write a fresh one with: orch init --force")
     _check_keys(root, _PROJECT_KEYS, "a project", extra=_anchor_holders(root))
     deployments = _list(root, "deployments", "deployments", "- name: hello")
     for deployment in deployments:
         _check_keys(deployment, _DEPLOYMENT_KEYS, "a deployment")
+    for holder in (root, *deployments):
         for phase in ("build", "push", "pull"):
-            _steps(deployment, phase)
-    for phase in ("build", "push", "pull"):
-        _steps(root, phase)
-    name = _text(root, "name")
-    return Project(path.absolute(), name, deployments, root)
+            _steps(holder, phase)
+    return Project(path, _text(root, "name"), deployments, root)
 
 
 def _anchor_holders(root: Value) -> tuple[str, ...]:
@@ -167,8 +170,19 @@ def _entry(project: Project, deployment: Value, render: Render, render_pull: Ren
         queue=_name(pool, "work_queue_name", "work queue") if pool else None,
         job_variables=_plain_mapping(pool, "job_variables") if pool else {},
         pull=None if pull is None else [located.located(step, deployment.place).map_text(render_pull).plain() for step in pull],
-        ignored=tuple(key for key in _WITHOUT_EFFECT if (value := _given(deployment, key)) and value.value not in ([], {})),
+        ignored=_ignored(deployment, written),
     )
+
+
+def _ignored(deployment: Value, schedules: list[Value]) -> tuple[str, ...]:
+    """The keys that say something which this version does not do."""
+    found = [key for key in _WITHOUT_EFFECT if (value := _given(deployment, key)) and value.value not in ([], {})]
+    for schedule in schedules:
+        found += [key for key in _WITHOUT_EFFECT_IN_SCHEDULES if (value := _given(schedule, key)) and value.value]
+    limit = _given(deployment, "concurrency_limit")
+    if limit is not None and isinstance(limit.value, dict) and _given(limit, "grace_period_seconds"):
+        found.append("grace_period_seconds")
+    return tuple(dict.fromkeys(found))
 
 
 def _written_schedules(deployment: Value) -> list[Value]:

@@ -23,8 +23,8 @@ _NOT_TEXT = frozenset({"null", "true", "false", "yes", "no", "on", "off", "y", "
 _HEAD = """\
 # What of this folder is deployed, where it runs and when. Deploy it with: orch deploy --all
 #
-# Keys may be null or left out. Values may hold templates: {{{{ $NAME }}}} is an environment variable, {{{{ orch.variables.name }}}}
-# a variable that was set with: orch variable set
+# Keys may be null or left out. Values may hold templates: {{{{ $NAME }}}} is an environment variable,
+# {{{{ orch.variables.name }}}} a value that was set with: orch variable set
 
 name: {name}
 

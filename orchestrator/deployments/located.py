@@ -164,7 +164,7 @@ def _too_large(item: Any, file: str) -> InvalidDefinition:
 def _not_yaml(error: Any, text: str, file: str) -> InvalidDefinition:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     if mark is not None:
-        place, problem = Place(file, mark.line + 1, mark.column + 1), getattr(error, "problem", None) or error.context
+        place, problem = Place(file, mark.line + 1, mark.column + 1), _problem(error)
     else:
         before = text[: getattr(error, "position", 0)]
         place = Place(file, before.count("\n") + 1, len(before) - before.rfind("\n"))
@@ -173,6 +173,11 @@ def _not_yaml(error: Any, text: str, file: str) -> InvalidDefinition:
     tabbed = "\t" in line[: len(line) - len(line.lstrip())]
     hint = "YAML is indented with spaces, not tabs." if tabbed else "Check the indentation, quotes and colons around this line."
     return InvalidDefinition(f"{place}: this is not YAML: {problem}.", hint=hint)
+
+
+def _problem(error: Any) -> str:
+    context, problem = getattr(error, "context", None) or "", getattr(error, "problem", None) or ""
+    return f"{context} {problem}".strip() if not problem or problem.startswith("but") else str(problem)
 
 
 def _place(item: Any, file: str) -> Place:
