@@ -108,9 +108,7 @@ def test_the_list_of_commands_is_complete() -> None:
 
 def test_the_settings_are_those_of_the_code() -> None:
     defaults = {field.name: field.default for field in fields(Settings)} | {"home": "~/.orch"}
-    expected = [
-        [f"`{name}`", "none" if defaults[name] is None else f"`{defaults[name]}`", about(name)] for name in NAMES
-    ]
+    expected = [[f"`{name}`", "none" if defaults[name] is None else f"`{defaults[name]}`", about(name)] for name in NAMES]
     assert rows(DOCS / "settings.md", "setting", "default", "meaning") == expected
 
 

@@ -1,7 +1,7 @@
 """The tutorial works exactly as it is printed: its files are saved, its commands typed, on terminals of 110 columns.
 
-What a command prints below it in the tutorial must be printed in that order; other lines may stand between. Times, ids, names of runs
-and the like differ from one day to the next and are compared by their form.
+What a command prints below it in the tutorial must be printed in that order; other lines may stand between. Times, ids, names of
+runs and the like differ from one day to the next and are compared by their form.
 """
 
 from __future__ import annotations
@@ -37,8 +37,11 @@ class Terminals:
         self.background: list[pexpect.spawn[str]] = []
         self.environment = {
             **os.environ,
-            **{"ORCH_HOME": str(home), "PATH": f"{bin_folder}:{os.environ['PATH']}"},
-            **{"NO_COLOR": "1", "TERM": "xterm", "TZ": "UTC"},
+            "ORCH_HOME": str(home),
+            "PATH": f"{bin_folder}:{os.environ['PATH']}",
+            "NO_COLOR": "1",
+            "TERM": "xterm",
+            "TZ": "UTC",
         }
 
     def type(self, command: str) -> tuple[str, int]:
@@ -98,12 +101,10 @@ def terminals(tmp_path: Path, orch_home: Path) -> Iterator[Terminals]:
     folder, commands = tmp_path / "empty", tmp_path / "bin"
     folder.mkdir()
     commands.mkdir()
-    (commands / "python").symlink_to(sys.executable)
-    (commands / "orch").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m orch_cli "$@"\n')
-    (commands / "orch").chmod(0o755)
-    (commands / "python").unlink()
-    (commands / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    (commands / "python").chmod(0o755)
+    # Scripts, not links: a link to an environment's python leaves the environment.
+    for name, arguments in {"python": "", "orch": "-m orch_cli"}.items():
+        (commands / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
+        (commands / name).chmod(0o755)
     made = Terminals(folder, orch_home, commands)
     yield made
     made.close()

@@ -1,4 +1,4 @@
-"""``orch`` as people type it: on a machine with an ORCH_HOME and a working directory of its own, in the foreground or beside."""
+"""``orch`` as people type it, on machines that each have an ORCH_HOME and a working directory of their own."""
 
 from __future__ import annotations
 
