@@ -361,7 +361,9 @@ class Relay:
         documents = self._store.documents
         questions: Mapping[str, Callable[..., Any]] = {
             "get_variable": documents.get_variable,
-            "set_variable": documents.set_variable,
+            "set_variable": lambda name, value, tags, overwrite: documents.set_variable(
+                name, value, tags=tuple(tags), overwrite=overwrite
+            ),
             "unset_variable": documents.unset_variable,
         }
         if question.what not in questions:
