@@ -1,7 +1,7 @@
 """The tutorial works exactly as it is printed: its files are saved, its commands typed, on terminals of 110 columns.
 
-What a command prints below it in the tutorial must be printed in that order; other lines may stand between. Times, ids, names of
-runs and the like differ from one day to the next and are compared by their form.
+What a command prints below it in the tutorial must be printed in that order; other lines may stand between. Times, names
+of runs and the like differ from one day to the next and are compared by their form.
 """
 
 from __future__ import annotations

@@ -20,12 +20,13 @@ from orchestrator.store import embedded
 PASSWORD = "correct-horse-7"
 
 FLOW = """
-from orchestrator import flow, get_run_logger
+from orchestrator import Variable, flow, get_run_logger
 
 
 @flow
 def where(question: str = "where?"):
     get_run_logger().info("%s On {machine}", question)
+    Variable.set("answer", [Variable.get("prefix"), "{machine}"], overwrite=True)
 """
 
 PROJECT = """
@@ -82,6 +83,7 @@ def plant(redis: RedisServer, tmp_path: Path) -> Iterator[Machine]:
 def test_one_machine_deploys_and_schedules_and_the_other_works(office: Machine, plant: Machine) -> None:
     (office.folder / "orch.yaml").write_text(PROJECT + FETCHED)
     office.run("deploy", "--all", "--create-pool", "process")
+    office.run("variable", "set", "prefix", "at the")
     with (
         office.beside("scheduler", "start", "--name", "night-watch", until="Scheduler"),
         plant.beside("worker", "start", "--pool", "shared", "--name", "forge", until="polls work pool 'shared'"),
@@ -89,6 +91,8 @@ def test_one_machine_deploys_and_schedules_and_the_other_works(office: Machine, 
         # For later, so that the scheduler takes part; the worker's own folder holds another version of the flow.
         run = office.run("deployment", "run", "where/there", "--start-in", "1s", "--watch", "-p", "question=Where now?")
         assert "Where now? On plant" in run.stdout
+        # Through the worker's supervisor, which alone is connected.
+        assert office.run("variable", "get", "answer").stdout == '["at the", "plant"]\n'
 
         [worker] = office.json("worker", "ls")
         assert worker["name"] == "forge"
