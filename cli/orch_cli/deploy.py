@@ -73,6 +73,8 @@ def deploy(
     if every and names:
         raise Usage("--all and --name exclude each other.")
     project = file.read(path or file.find(Path.cwd()))
+    if not every and not names:
+        names, every = _choose(project)
     with open_store() as store:
         asker = _Asker(store, create_pool, yes, _command(names, every, path, pool))
         answers = plan.Answers(_literal(names), entrypoint, pool, queue)
@@ -92,6 +94,15 @@ def deploy(
     if out.is_for_people and len(saved) == 1:
         output.say_hint(f"Run it with: {join(['orch', 'deployment', 'run', saved[0].slug, '--watch'])}")
     return 0
+
+
+def _choose(project: Project) -> tuple[tuple[str, ...], bool]:
+    """Which of several deployments, as names or all, asked on a terminal; else the library says what is missing."""
+    named = [name.text for value in project.deployments if (name := value.value.get("name")) is not None and name.text]
+    if len(named) < 2 or len(named) < len(project.deployments) or not prompts.on_terminal():
+        return (), False
+    number = prompts.choose("Which deployment?", ["All of them", *named])
+    return ((named[number - 1],), False) if number else ((), True)
 
 
 @dataclass

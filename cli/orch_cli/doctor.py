@@ -49,7 +49,7 @@ FINDING: View[Finding] = View(
 @click.command("doctor", cls=Command, examples=("orch doctor", "orch doctor -o json"))
 @shows(FINDING, many=True)
 def doctor(out: Printer[Finding]) -> int:
-    """Look for what is wrong with the server, the workers and the runs.
+    """Find what is wrong with the server, the workers and the runs.
 
     Changes nothing. Exit code 1 if there is a problem.
     """

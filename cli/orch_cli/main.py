@@ -38,7 +38,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "work-queue": "Create, show, pause, limit and delete the queues of a work pool.",
         "scheduler": "Start schedulers.",
         "server": "Start, show and stop the server.",
-        "doctor": "Look for what is wrong with the server, the workers and the runs.",
+        "doctor": "Find what is wrong with the server, the workers and the runs.",
     },
     "Set up": {
         "config": "Show and change settings.",
@@ -160,7 +160,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = None  # nothing may be flushed into the closed pipe at exit
         return 0
     except (KeyboardInterrupt, click.Abort) as error:
-        output.say("")
         return 130 if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt) else 1
     except click.exceptions.NoArgsIsHelpError as error:
         output.say(error.format_message())

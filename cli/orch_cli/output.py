@@ -507,7 +507,7 @@ def write_json_line(data: Any) -> None:
 def say_state(name: str, state: State) -> None:
     """A run's change of state, on stderr."""
     word = _paint(state.name, sys.stderr, fg=_STATE_COLORS[state.type], bold=True)
-    message = f": {clean(state.message)}" if state.message else ""
+    message = f": {clean(state.message.strip().partition(chr(10))[0])}" if state.message else ""
     say(f"Flow run '{clean(name)}' is {word}{message}")
 
 

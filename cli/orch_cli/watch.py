@@ -9,8 +9,9 @@ from datetime import timedelta
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from orch_cli import output
+from orch_cli import connection, output
 from orchestrator import clock
+from orchestrator.exceptions import StoreUnavailable
 from orchestrator.models import LogLine, Run, as_json
 from orchestrator.states import State, StateType
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from orchestrator.store import Store
 
 TIMED_OUT = 124
+_PAUSE_S = 0.5
 _EXIT_CODES = {StateType.COMPLETED: 0, StateType.FAILED: 1, StateType.CRASHED: 1, StateType.CANCELLED: 7}
 
 
@@ -36,14 +38,15 @@ def watch_run(store: Store, run: Run, timeout: timedelta | None, out: output.Pri
     last = ""
     try:
         for item in follow(store, run.id, timeout):
-            if isinstance(item, State):
-                if item.name != last and out.is_for_people:
-                    output.say_state(run.name, item)
-                last = item.name
-            elif out.is_for_people:
+            if out.format == "jsonl":
+                output.write_json_line({"state" if isinstance(item, State) else "log": as_json(item)})
+            elif not out.is_for_people:
+                continue
+            elif isinstance(item, LogLine):
                 output.write_log_line(item.at, item.level, item.logger, item.message)
-            elif out.format == "jsonl":
-                output.write_json_line(as_json(item))
+            elif item.name != last:
+                output.say_state(run.name, item)
+                last = item.name
     except TimeIsOver:
         output.say(f"Stopped watching after {output.duration_text(timeout or timedelta())}. The run goes on.")
         output.say_hint(f"Watch it again with: orch flow-run watch {run.id}")
@@ -63,13 +66,13 @@ def watch_run(store: Store, run: Run, timeout: timedelta | None, out: output.Pri
 def follow(store: Store, run: str, timeout: timedelta | None) -> Iterator[LogLine | State]:
     """The run's log lines and states as they come, until it has ended. Raises TimeIsOver."""
     if timeout is None:
-        yield from store.queries.follow(run)
+        yield from _items(store, run)
         return
     items: queue.Queue[LogLine | State | BaseException | None] = queue.Queue()
 
     def read() -> None:
         try:
-            for item in store.queries.follow(run):
+            for item in _items(store, run):
                 items.put(item)
             items.put(None)
         except BaseException as error:
@@ -87,6 +90,26 @@ def follow(store: Store, run: str, timeout: timedelta | None) -> Iterator[LogLin
         if isinstance(item, BaseException):
             raise item
         yield item
+
+
+def _items(store: Store, run: str) -> Iterator[LogLine | State]:
+    """As ``queries.follow``, going on where it was when the server has been away for a while."""
+    after, lost_at = "", None
+    while True:
+        try:
+            for item in store.queries.follow(run, after):
+                lost_at = None
+                after = item.id if isinstance(item, LogLine) else after
+                yield item
+            return
+        except StoreUnavailable:
+            now = clock.monotonic()
+            if lost_at is None:
+                lost_at = now
+                output.say("The server does not answer. Waiting for it...")
+            if now - lost_at > connection.settings().redis_retry_s:
+                raise
+            threading.Event().wait(_PAUSE_S)
 
 
 def explain_waiting(store: Store, run: Run) -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from harness import eventually, python
+from harness import RedisServer, eventually, python
 from orch_cli.main import main
+from orchestrator.models import NewRun
 from orchestrator.settings import child_environment
-from orchestrator.store import embedded
+from orchestrator.store import embedded, open_store
 
 Capture = pytest.CaptureFixture[str]
 
@@ -131,3 +132,25 @@ def test_names_are_completed_from_the_server(orch_home: Path) -> None:
 
     # A machine under load may need more than the 300 ms that completion allows itself, and then completes nothing.
     assert eventually(names, timeout=60) == ["plain,etl", "plain,gpu"]
+
+
+def test_watching_goes_on_when_the_server_was_away(orch_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = RedisServer().start()
+    monkeypatch.setenv("ORCH_REDIS_URL", server.url)
+    try:
+        with open_store() as store:
+            store.pools.create("etl")
+            [created] = store.runs.create([NewRun(flow="load", name="brave-otter", pool="etl")])
+        watcher = orch("flow-run", "watch", created.id)
+        assert watcher.stderr is not None
+        eventually(lambda: "No worker polls" in watcher.stderr.readline())
+        eventually(lambda: "is Scheduled" in watcher.stderr.readline())
+        server.kill()
+        eventually(lambda: "does not answer" in watcher.stderr.readline())
+        server.start()
+        with open_store() as store:
+            assert store.runs.cancel(created.id).answer == "ok"
+        _, said = watcher.communicate(timeout=60)
+        assert (watcher.returncode, "is Cancelled" in said) == (7, True)
+    finally:
+        server.stop()
