@@ -56,6 +56,8 @@ class Job:
     cancelled: set[str] = field(default_factory=set)
     """The run, or runs that it opened, that were told to stop."""
     kill_at: float | None = None
+    lease_ms: int = 0
+    """Length of the lease: a retry that waits longer goes back to the store meanwhile."""
     is_given_up: bool = False
     """It is being killed because this worker stops: it goes back to its pool."""
     is_lost: bool = False

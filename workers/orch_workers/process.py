@@ -408,6 +408,7 @@ def run_frame(job: Job) -> dict[str, Any]:
         "parameters": run.parameters,
         "tags": list(run.tags),
         "due_ms": clock.to_ms(run.due),
+        "lease_ms": job.lease_ms,
         "parent": run.parent,
         "deployment": {"id": deployment.id, "name": deployment.name, "slug": deployment.slug},
         **load_spec(deployment),

@@ -341,6 +341,7 @@ class Supervisor:
         log.info("Claimed run %s of '%s'", run.id, run.flow, extra={"action": "run_claimed", "run": run.id})
         deployment = self._deployment_of(run)
         job = Job(run, deployment or Deployment(name="", flow=run.flow, entrypoint=""), asked + self._trust_s)
+        job.lease_ms = round(self._lease_s * 1000)
         self._jobs[run.id] = job
         self._frames[job] = protocol.Frames()
         self._relay.adopt(job, run.id, run.attempt)
