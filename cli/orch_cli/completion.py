@@ -1,6 +1,7 @@
 """``orch completion``: the script for a shell, and names of deployments and pools while someone types.
 
-Dynamic names have 300 ms. What takes longer or fails completes nothing and says nothing.
+The server has 300 ms to tell the names, besides the time that Python takes to start. What takes longer or fails completes
+nothing and says nothing.
 """
 
 from __future__ import annotations
@@ -49,13 +50,13 @@ def complete_pool(context: click.Context, parameter: click.Parameter, incomplete
 
 
 def _names(context: click.Context, incomplete: str, read: Callable[[Any], list[str]]) -> list[CompletionItem]:
+    from orch_cli.connection import settings
+    from orchestrator.store import open_store
+
     names: list[str] = []
 
     def work() -> None:
         try:
-            from orch_cli.connection import settings
-            from orchestrator.store import open_store
-
             with open_store(settings(context), start_embedded=False) as store:
                 names.extend(read(store))
         except Exception:  # noqa: S110 - a shell that waits for a completion is no place for an error
