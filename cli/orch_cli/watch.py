@@ -65,14 +65,15 @@ def watch_run(store: Store, run: Run, timeout: timedelta | None, out: output.Pri
 
 def follow(store: Store, run: str, timeout: timedelta | None) -> Iterator[LogLine | State]:
     """The run's log lines and states as they come, until it has ended. Raises TimeIsOver."""
+    over = threading.Event()
     if timeout is None:
-        yield from _items(store, run)
+        yield from _items(store, run, over)
         return
     items: queue.Queue[LogLine | State | BaseException | None] = queue.Queue()
 
     def read() -> None:
         try:
-            for item in _items(store, run):
+            for item in _items(store, run, over):
                 items.put(item)
             items.put(None)
         except BaseException as error:
@@ -80,20 +81,22 @@ def follow(store: Store, run: str, timeout: timedelta | None) -> Iterator[LogLin
 
     threading.Thread(target=read, daemon=True).start()
     end = clock.monotonic() + timeout.total_seconds()
-    while True:
-        try:
+    try:
+        while True:
             item = items.get(timeout=max(0.0, end - clock.monotonic()))
-        except queue.Empty:
-            raise TimeIsOver from None
-        if item is None:
-            return
-        if isinstance(item, BaseException):
-            raise item
-        yield item
+            if item is None:
+                return
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    except queue.Empty:
+        raise TimeIsOver from None
+    finally:
+        over.set()
 
 
-def _items(store: Store, run: str) -> Iterator[LogLine | State]:
-    """As ``queries.follow``, going on where it was when the server has been away for a while."""
+def _items(store: Store, run: str, over: threading.Event) -> Iterator[LogLine | State]:
+    """As ``queries.follow``, going on where it was when the server has been away for a while; until nobody listens any more."""
     after, lost_at = "", None
     while True:
         try:
@@ -103,13 +106,15 @@ def _items(store: Store, run: str) -> Iterator[LogLine | State]:
                 yield item
             return
         except StoreUnavailable:
+            if over.is_set():
+                return
             now = clock.monotonic()
             if lost_at is None:
                 lost_at = now
                 output.say("The server does not answer. Waiting for it...")
             if now - lost_at > connection.settings().redis_retry_s:
                 raise
-            threading.Event().wait(_PAUSE_S)
+            over.wait(_PAUSE_S)
 
 
 def explain_waiting(store: Store, run: Run) -> None:
