@@ -11,6 +11,7 @@ from contextlib import redirect_stdout
 from dataclasses import fields
 from io import StringIO
 from pathlib import Path
+from urllib.request import urlopen
 
 import click
 import pytest
@@ -19,6 +20,7 @@ from documents import DOCS, ROOT, Block, anchors, blocks, links, orch_commands, 
 from orch_cli.main import SECTIONS, TOPICS, orch
 from orchestrator import settings
 from orchestrator.deployments import file as project_file
+from orchestrator.metrics import WorkerMetrics
 from orchestrator.settings import NAMES, Settings, about
 from orchestrator.states import STATE_TYPES, TERMINAL, TRANSITIONS
 
@@ -130,6 +132,18 @@ def test_the_exit_codes_are_those_of_the_code() -> None:
     table = rows(DOCS / "command-line.md", "code", "meaning")
     expected = [line.split(maxsplit=1) for line in TOPICS["exit-codes"].splitlines()]
     assert [[code, meaning.replace("`", "")] for code, meaning in table] == expected
+
+
+def test_the_metrics_are_those_of_the_code() -> None:
+    served = WorkerMetrics("etl", "blue", limit=4, port=0)
+    try:
+        with urlopen(f"http://127.0.0.1:{served.port}/metrics", timeout=10) as answer:  # noqa: S310 - our own
+            text = answer.read().decode()
+    finally:
+        served.close()
+    names = re.findall(r"^# TYPE (\w+) (?:counter|gauge)$", text, re.MULTILINE)
+    table = rows(DOCS / "work-pools-and-workers.md", "metric", "labels", "meaning")
+    assert {row[0].strip("`") for row in table} == {name for name in names if not name.endswith("_created")}
 
 
 @pytest.mark.parametrize("block", of_language("python"), ids=lambda block: block.place)
