@@ -137,7 +137,7 @@ def test_the_exit_codes_are_those_of_the_code() -> None:
 def test_the_metrics_are_those_of_the_code() -> None:
     served = WorkerMetrics("etl", "blue", limit=4, port=0)
     try:
-        with urlopen(f"http://127.0.0.1:{served.port}/metrics", timeout=10) as answer:  # noqa: S310 - our own
+        with urlopen(f"http://127.0.0.1:{served.port}/metrics", timeout=10) as answer:
             text = answer.read().decode()
     finally:
         served.close()
