@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
+from functools import cache
 from itertools import pairwise
 from zoneinfo import ZoneInfo
 
@@ -40,6 +41,7 @@ def on_the_wall(moments: list[datetime], zone: str) -> list[str]:
     return [moment.astimezone(ZoneInfo(zone)).strftime("%m-%d %H:%M %Z") for moment in moments]
 
 
+@cache
 def clock_changes(zone: str, first: int = 1970, last: int = 2040) -> list[datetime]:
     """Noon UTC two days before each change of the zone's offset, found by looking at every day."""
     info, found = ZoneInfo(zone), []
@@ -126,8 +128,8 @@ def test_a_yearly_job_on_a_date_that_never_was_runs_at_the_transition() -> None:
 @pytest.mark.parametrize("zone", ZONES)
 def test_around_every_clock_change_a_daily_job_runs_once_per_local_day(zone: str) -> None:
     info = ZoneInfo(zone)
-    for before in clock_changes(zone):
-        for expression in ("0 9 * * *", "30 2 * * *", "30 0 * * *", "30 1 * * *"):
+    for number, before in enumerate(clock_changes(zone)):
+        for expression in ("30 0 * * *", "30 1 * * *") if number // 2 % 2 else ("0 9 * * *", "30 2 * * *"):
             found = fires(Cron(expression, timezone=zone), before, until=before + timedelta(days=5))
             days = Counter(moment.astimezone(info).date() for moment in found)
             assert set(days.values()) == {1}
@@ -139,7 +141,7 @@ def test_around_every_clock_change_a_daily_job_runs_once_per_local_day(zone: str
 @pytest.mark.parametrize("expression", CRONS)
 def test_around_every_clock_change_fires_grow_and_are_on_the_wall_or_at_the_transition(zone: str, expression: str) -> None:
     info, schedule = ZoneInfo(zone), Cron(expression, timezone=zone)
-    for before in clock_changes(zone)[:: 40 if "*/20" in expression else 5]:
+    for before in clock_changes(zone)[:: 50 if "*/20" in expression else 10]:
         found = fires(schedule, before + timedelta(days=1), until=before + timedelta(days=4))
         assert all(first < second for first, second in pairwise(found))
         for moment in found:
@@ -152,7 +154,7 @@ def test_around_every_clock_change_fires_grow_and_are_on_the_wall_or_at_the_tran
 
 
 @given(st.sampled_from(ZONES), st.sampled_from(CRONS), moments)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_going_on_from_a_fire_or_from_between_gives_the_same_fires(zone: str, expression: str, moment: datetime) -> None:
     schedule = Cron(expression, timezone=zone)
     found = fires(schedule, moment, count=5)
@@ -164,7 +166,7 @@ def test_going_on_from_a_fire_or_from_between_gives_the_same_fires(zone: str, ex
 
 
 @given(st.sampled_from(ZONES), moments, st.integers(1, 400), moments)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_an_interval_of_days_keeps_the_wall_time(zone: str, moment: datetime, days: int, anchor: datetime) -> None:
     info = ZoneInfo(zone)
     found = fires(Interval(timedelta(days=days), anchor, timezone=zone), moment, count=4)
@@ -177,7 +179,7 @@ def test_an_interval_of_days_keeps_the_wall_time(zone: str, moment: datetime, da
 
 
 @given(st.sampled_from(ZONES), moments, st.integers(1, 86_399), moments)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_an_interval_under_a_day_counts_real_time(zone: str, moment: datetime, seconds: int, anchor: datetime) -> None:
     interval = timedelta(seconds=seconds)
     found = fires(Interval(interval, anchor, timezone=zone), moment, count=3)
@@ -375,7 +377,7 @@ def test_a_schedule_describes_itself() -> None:
 
 
 @given(st.text(st.sampled_from("0123456789*/,-LW#?@hrSUNMOJAFEB \t\u3000"), max_size=30) | st.text(max_size=20))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @example("* * L5 * 5#5,l3")
 @example("* * ? * L")
 @example("* * W * *")
@@ -385,7 +387,7 @@ def test_any_text_is_a_cron_or_a_clear_error(text: str) -> None:
 
 
 @given(st.text(st.sampled_from("FREQ=DAILYWEKMONTHBYSUC;:,-+0123456789\n"), max_size=60) | st.text(max_size=20))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_any_text_is_an_rrule_or_a_clear_error(text: str) -> None:
     with contextlib.suppress(OrchError):
         fires(RRule(text), utc(2026, 1, 1), count=2)
