@@ -7,11 +7,12 @@ import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import futures, states
+from orchestrator import futures
+from orchestrator.engine.termination import Terminated, stop_thread
 from orchestrator.futures import Future
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class ThreadPoolTaskRunner(TaskRunner):
         self._all_done = threading.Condition(self._lock)
         self._unfinished: dict[Future[Any], TaskCall] = {}
         self._ready: deque[Callable[[], None]] = deque()
-        self._running: set[int] = set()
+        self._running: dict[Future[Any], int] = {}
         self._threads: list[threading.Thread] = []
         self._busy = 0
         self._idle = 0
@@ -98,7 +99,7 @@ class ThreadPoolTaskRunner(TaskRunner):
         future: Future[Any] = Future(call.task_run)
         with self._lock:
             self._unfinished[future] = call
-        run = partial(contextvars.copy_context().run, self._run, future, partial(task.complete, call))
+        run = partial(contextvars.copy_context().run, self._run, future, call)
         upstream = pending_futures((*args, *kwargs.values(), *(needed or ())))
         if upstream:
             _when_all_ended(upstream, lambda: self._enqueue(run))
@@ -139,6 +140,10 @@ class ThreadPoolTaskRunner(TaskRunner):
             thread.start()
 
     def _serve(self) -> None:
+        with suppress(Terminated):  # it may strike just after the task that it was meant for
+            self._serve_on()
+
+    def _serve_on(self) -> None:
         while True:
             with self._lock:
                 while not self._ready or self._returning or self._busy >= self._limit:
@@ -176,41 +181,38 @@ class ThreadPoolTaskRunner(TaskRunner):
                 self._busy += 1
                 self._use_free_place()
 
-    def _run(self, future: Future[Any], complete: Callable[[], Any]) -> None:
-        if future.is_done:  # dropped while it waited
-            return
+    def _run(self, future: Future[Any], call: TaskCall) -> None:
+        with self._lock:
+            if future not in self._unfinished:  # dropped while it waited
+                return
+            self._running[future] = threading.get_ident()
         futures.giving_way.set(self._give_way)
-        thread = threading.get_ident()
-        self._running.add(thread)
         try:
-            complete()
+            call.task.complete(call)
         except BaseException as problem:
-            # The call has made its state of whatever its task raised; this is for what went wrong around it.
-            state = future.task_run.state
-            if not state.is_final() and state.name != "NotReady":
-                future.task_run.state = states.Failed(f"{type(problem).__name__}: {problem}", data=problem)
+            # Mostly the call knows already: whatever its task raised is its state.
+            call.break_off(problem)
         finally:
-            self._running.discard(thread)
             self._end(future)
 
     def _end(self, future: Future[Any]) -> None:
         future.set_ended()
         with self._lock:
             self._unfinished.pop(future, None)
+            self._running.pop(future, None)
             if not self._unfinished:
                 self._all_done.notify_all()
 
     def _cancel(self) -> None:
-        from orchestrator.engine.termination import stop_thread
-
         with self._lock:
             self._ready.clear()
-            waiting = [(future, call) for future, call in self._unfinished.items() if call.task_run.run_count == 0]
-        for future, call in waiting:
+            waiting = {future: call for future, call in self._unfinished.items() if future not in self._running}
+            self._unfinished = {future: call for future, call in self._unfinished.items() if future in self._running}
+            for thread in self._running.values():
+                stop_thread(thread)
+        for future, call in waiting.items():
             call.drop("Its flow run was stopped before it began.")
             self._end(future)
-        for thread in list(self._running):
-            stop_thread(thread)
 
 
 def _when_all_ended(upstream: list[Future[Any]], then: Callable[[], None]) -> None:

@@ -71,8 +71,8 @@ class DirectCall(FlowCall):
             self._logger.warning("The run could not be recorded.")
 
 
-def use(link: Link) -> None:
-    """Flows of this process are recorded through ``link``: that of a worker's child."""
+def use(link: Link | None) -> None:
+    """Flows of this process are recorded through ``link``: that of a worker's child, or of a test."""
     global _link
     _link = link
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -191,8 +190,7 @@ class FlowCall(Call):
     def close(self) -> None:
         """Tell the end."""
         state = self.run.state
-        level = logging.INFO if state.is_completed() or state.is_scheduled() else logging.ERROR
-        self._logger.log(level, "Ended %s", state)
+        self._logger.log(outcomes.level_of(state), "Ended %s", state)
         if self._link is None:
             return
         from orchestrator.engine import protocol

@@ -13,6 +13,8 @@ def state_of_interruption(problem: BaseException, flow: FlowRunContext | None) -
     message = cancel_message(flow)
     if message is not None:
         return states.Cancelled(message, data=problem)
+    if isinstance(problem, termination.Terminated) and not termination.was_told():
+        return states.Crashed("It was stopped with its flow run.", data=problem)
     if isinstance(problem, termination.Terminated) or termination.was_told():
         return states.Crashed("Its process was told to stop (SIGTERM).", data=problem)
     if isinstance(problem, KeyboardInterrupt):

@@ -32,6 +32,7 @@ INTERVAL = 0.04
 
 _LOG_LINES = 10_000
 _CHUNK_LINES = 500
+_MOST_TASKS = 1000
 _MESSAGE_CHARACTERS = 64 * 1024
 _SEND_SECONDS = 30
 _RECEIVE_BYTES = 256 * 1024
@@ -88,6 +89,8 @@ class Link:
         self._tasks.append((run, task))
         if not self._noted.is_set():
             self._rouse()
+        elif len(self._tasks) >= _MOST_TASKS:
+            self.flush()  # each holds its task's result, which may be large
 
     def log(self, run: str, at_ms: int, level: int, logger: str, message: str, task_run: str | None = None) -> None:
         """Note one log line. Beyond 10,000 unsent ones, lines are counted instead of kept."""

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import traceback
+import logging
 from collections.abc import Callable
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from orchestrator import states
 from orchestrator.states import State, StateType
-
-_OWN_FOLDER = str(Path(__file__).parent)
 
 
 def of_task_value(value: Any) -> State:
@@ -37,23 +33,18 @@ def of_exception(problem: BaseException) -> State:
     return states.Failed(describe(problem), data=problem)
 
 
+def level_of(state: State) -> int:
+    """How loudly to tell an end."""
+    if state.is_completed() or state.is_scheduled():
+        return logging.INFO
+    return logging.WARNING if state.is_cancelled() else logging.ERROR
+
+
 def describe(problem: BaseException) -> str:
     """``Type: text`` on one line's worth of text."""
     text = str(problem)
     shown = f"{type(problem).__name__}: {text}" if text else type(problem).__name__
     return shown if len(shown) <= 2000 else f"{shown[:2000]}..."
-
-
-def format_traceback(problem: BaseException) -> str:
-    """The traceback as user code knows it: without the engine's own frames at its top."""
-    return "".join(traceback.format_exception(type(problem), problem, _users_part(problem.__traceback__))).rstrip()
-
-
-def _users_part(trace: TracebackType | None) -> TracebackType | None:
-    part = trace
-    while part is not None and part.tb_frame.f_code.co_filename.startswith(_OWN_FOLDER):
-        part = part.tb_next
-    return part if part is not None else trace
 
 
 def _of_states(group: list[State], data: Any) -> State:

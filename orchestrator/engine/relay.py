@@ -21,7 +21,7 @@ from orchestrator.engine.protocol import Frame
 from orchestrator.exceptions import OrchError, StoreUnavailable
 from orchestrator.models import LogLine, NewRun, TaskRun, as_json
 from orchestrator.states import State, StateType
-from orchestrator.store.runs import End, Lapsed
+from orchestrator.store.runs import ClaimRequest, Claims, End, Lapsed, Turn
 
 if TYPE_CHECKING:
     from orchestrator.store import Store
@@ -116,6 +116,8 @@ class Relay:
         self._logs: dict[str, _Log] = {}
         self._questions: deque[_Question] = deque()
         self._replies: list[Reply] = []
+        self._claim: Callable[[list[str]], ClaimRequest | None] | None = None
+        self.claims: Claims | None = None
         self._deadline: float | None = None
         self._retry_after: float | None = None
         self._wait = _FIRST_RETRY
@@ -187,15 +189,19 @@ class Relay:
                 tracked.open_tasks = {}
                 self._due(now)
 
-    def flush(self, now: float) -> list[Reply]:
+    def flush(self, now: float, claim: Callable[[list[str]], ClaimRequest | None] | None = None) -> list[Reply]:
         """Write what there is, in order, and return what the children are to be told. Never raises.
+
+        ``claim`` is asked with the runs whose ends are about to be written, and may have the same round trip claim others:
+        ``claims`` then holds what came of it.
 
         Beside the answers to questions these are ``trouble``, once, when Redis cannot be reached, and ``ended`` frames with
         what the store said: ok, again, superseded; for runs reported dead requeued, crashed, cancelled or superseded; refused
         when the store could not take it at all.
         """
         self._deadline = None
-        steps = (self._open, self._start, self._write_logs, self._record_tasks, self._end, self._bury, self._answer)
+        self._claim, self.claims = claim, None
+        steps = (self._open, self._exchange, self._bury, self._answer)
         try:
             for step in steps:
                 step()
@@ -238,7 +244,8 @@ class Relay:
                 self._runs.setdefault(new.id, _Tracked(new.id, child, opening=new))
                 self._due(now + self._interval)
             case [protocol.END, str(run), *_]:
-                _end_of(frame, 0)
+                if not (ends := _end_of(frame, 0).state).is_final() and ends.name != "AwaitingRetry":
+                    raise ValueError(f"{ends.name} ends nothing")
                 self._owned(child, run).end = frame
                 self._due(now)
             case [protocol.ASK, int(request), str(what), list(arguments)]:
@@ -285,53 +292,60 @@ class Relay:
                 self._logs.pop(tracked.id, None)
                 self._replies.append(Reply(tracked.child, [protocol.ENDED, tracked.id, "refused"]))
 
-    def _start(self) -> None:
-        starts = [(tracked.id, tracked.attempt, state.name) for tracked in self._runs.values() for state in tracked.starts]
-        if starts:
-            self._guarded(self._store.runs.start, starts)
+    def _exchange(self) -> None:
+        """Starts, log lines, task runs, ends and the claim that follows them, in one round trip."""
+        ending = [
+            (tracked, _end_of(tracked.end, tracked.attempt)) for tracked in self._runs.values() if tracked.end is not None
+        ]
+        turn = Turn(
+            starts=[(tracked.id, tracked.attempt, state.name) for tracked in self._runs.values() for state in tracked.starts],
+            logs=self._take_logs(),
+            tasks=[
+                (tracked.id, tracked.attempt, list(tracked.changed.values())[:_ROWS_A_CALL])
+                for tracked in self._runs.values()
+                if tracked.changed
+            ],
+            ends=[end for _, end in ending],
+            claim=self._claim([end.run for _, end in ending]) if self._claim else None,
+        )
+        if not (turn.starts or turn.logs or turn.tasks or turn.ends or turn.claim):
+            return
+        try:
+            turned = self._store.runs.exchange(turn)
+        except StoreUnavailable:
+            for run, lines in turn.logs.items():
+                self._logs[run].put_back(lines, self._log_lines)
+            raise
+        self._note_written(turn)
+        for refusal in turned.refused:
+            log.error("The store refused a part of what runs have to say: %s", refusal)
+        if isinstance(turned.claims, Exception):
+            log.error("The store refused a claim: %s", turned.claims)
+        else:
+            self.claims = turned.claims
+        answers = turned.ends
+        if isinstance(answers, Exception):
+            log.error("Several ends could not be written together; writing them one by one: %s", answers)
+            answers = [(self._guarded(self._store.runs.finish, [end]) or ["refused"])[0] for _, end in ending]
+        for (tracked, _), answer in zip(ending, answers, strict=True):
+            self._finished(tracked, answer)
+
+    def _note_written(self, turn: Turn) -> None:
+        self._logs = {run: kept for run, kept in self._logs.items() if kept.lines}
         for tracked in self._runs.values():
             tracked.starts.clear()
+        for run, _, tasks in turn.tasks:
+            for task in tasks:
+                del self._runs[run].changed[task.id]
 
-    def _write_logs(self) -> None:
-        taken = {run: kept.take() for run, kept in self._logs.items()}
-        taken = {run: lines for run, lines in taken.items() if lines}
+    def _take_logs(self) -> dict[str, list[LogLine]]:
+        taken = {run: lines for run, kept in self._logs.items() if (lines := kept.take())}
         for run, lines in taken.items():
             attempt = self._runs[run].attempt if run in self._runs else 0
             for line in lines:
                 # A subflow's first lines come before the store has told us its attempt.
                 line.attempt = line.attempt or attempt
-        try:
-            if taken:
-                self._guarded(self._store.runs.append_log, taken)
-        except StoreUnavailable:
-            for run, lines in taken.items():
-                self._logs[run].put_back(lines, self._log_lines)
-            raise
-        self._logs = {run: kept for run, kept in self._logs.items() if kept.lines}
-
-    def _record_tasks(self) -> None:
-        for tracked in self._runs.values():
-            while tracked.changed:
-                some = list(tracked.changed.values())[:_ROWS_A_CALL]
-                self._guarded(self._store.runs.record_tasks, tracked.id, tracked.attempt, some)
-                for task in some:
-                    del tracked.changed[task.id]
-
-    def _end(self) -> None:
-        ending = [
-            (tracked, _end_of(tracked.end, tracked.attempt)) for tracked in self._runs.values() if tracked.end is not None
-        ]
-        if not ending:
-            return
-        try:
-            answers = self._store.runs.finish([end for _, end in ending])
-        except StoreUnavailable:
-            raise
-        except Exception:
-            log.exception("Several ends could not be written together; writing them one by one")
-            answers = [(self._guarded(self._store.runs.finish, [end]) or ["refused"])[0] for _, end in ending]
-        for (tracked, _), answer in zip(ending, answers, strict=True):
-            self._finished(tracked, answer)
+        return taken
 
     def _bury(self) -> None:
         # Subflows before the run that called them: children were opened later.

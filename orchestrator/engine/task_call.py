@@ -186,7 +186,7 @@ class TaskCall(Call):
         run.ended = state.timestamp
         run.state = state
         self._tell()
-        level = logging.INFO if state.is_completed() else logging.ERROR
+        level = outcomes.level_of(state)
         if TASK_RUNS.isEnabledFor(level):
             handlers.say(task_run_logger(run, self._flow), level, f"Ended {state}")
         hooks = self.task.hooks_after(state)

@@ -126,7 +126,7 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _traceback(record: logging.LogRecord) -> str:
-    from orchestrator.engine.outcomes import format_traceback
+    from orchestrator.logging.tracebacks import format_traceback
 
     problem = record.exc_info[1] if record.exc_info else None
     return format_traceback(problem) if problem is not None else ""
