@@ -39,53 +39,73 @@ def judge(
     submitted: Mapping[str, Sequence[str]], runs: Mapping[str, Run], effects: Sequence[Effect], kills: Sequence[Kill]
 ) -> Verdict:
     """Judge every submitted run. ``submitted`` maps its id to its tags, ``runs`` to what Redis says of it."""
-    verdict = Verdict(runs=len(submitted), kills=len(kills), hits=sum(_hit(kill, effects) for kill in kills))
+    verdict = Verdict(runs=len(submitted), kills=len(kills), hits=count_hits(effects, kills))
     killed = {kill.pid: kill.at for kill in kills}
     by_run: dict[str, list[Effect]] = defaultdict(list)
     for effect in effects:
         by_run[effect.run].append(effect)
     recoveries: list[float] = []
-    accepted: list[tuple[str, float, float]] = []
-    for run in submitted:
-        mine, stored = by_run.get(run, []), runs.get(run)
-        if stored is None or not stored.state.is_completed():
+    accepted: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for run, tags in submitted.items():
+        mine, stored = by_run[run], runs.get(run)
+        if stored is None or _is_lost(stored, mine):
             verdict.lost += 1
-            verdict.problems.append(f"lost: run {run} is {stored.state if stored else 'gone'} with {_brief(mine)}")
+            verdict.problems.append(f"lost: run {run} is {stored.state if stored else 'gone'}, but {_brief(mine)}")
             continue
-        starts = [effect for effect in mine if effect.phase == "start"]
-        ends = [effect for effect in mine if effect.phase == "end"]
-        if stored.attempt not in {end.attempt for end in ends}:
-            verdict.lost += 1
-            verdict.problems.append(f"lost: run {run} is Completed under attempt {stored.attempt}, but {_brief(mine)}")
-            continue
-        last = max(end.at for end in ends if end.attempt == stored.attempt)
-        completed = sum(entry.name == "Completed" for entry in stored.history)
-        if (
-            completed != 1
-            or max(Counter(end.attempt for end in ends).values()) > 1
-            or max(Counter(start.attempt for start in starts).values()) > 1
-            or any(start.at > last for start in starts)
-            or any(end.attempt != stored.attempt and not killed.keys() & set(end.processes) for end in ends)
-        ):
+        if _is_double(stored, mine, killed):
             verdict.doubled += 1
-            verdict.problems.append(f"double: run {run}, accepted attempt {stored.attempt}, {completed} ends, {_brief(mine)}")
-        for earlier, later in pairwise(starts):
-            verdict.restarted += 1
-            if any(effect.attempt == earlier.attempt and effect.at > later.at for effect in mine):
-                verdict.at_once += 1
-                verdict.problems.append(f"two attempts at once: run {run}, {_brief(mine)}")
-            causes = [killed[pid] for pid in earlier.processes if pid in killed]
-            if causes:
-                recoveries.append(later.at - min(causes))
-            else:
-                verdict.unexplained += 1
-                verdict.problems.append(f"restarted though nobody killed it: run {run}, {_brief(mine)}")
-        began = next(start.at for start in starts if start.attempt == stored.attempt)
-        accepted += [(gate, began, last) for gate in ("", *submitted[run])]
+            verdict.problems.append(f"double: run {run}, accepted attempt {stored.attempt}, {_brief(mine)}")
+        recoveries += _judge_restarts(verdict, mine, killed)
+        interval = _moment(mine, "start", stored.attempt), _moment(mine, "end", stored.attempt)
+        for gate in ("", *tags):
+            accepted[gate].append(interval)
     verdict.recovery_p99_s = percentile(recoveries, 0.99) if recoveries else 0.0
-    for gate in {gate for gate, _, _ in accepted}:
-        verdict.most_at_once[gate] = _most([(began, last) for name, began, last in accepted if name == gate])
+    verdict.most_at_once = {gate: _most(intervals) for gate, intervals in accepted.items()}
     return verdict
+
+
+def _is_lost(stored: Run, mine: Sequence[Effect]) -> bool:
+    """It did not complete, or no body ended under the attempt that is said to have completed."""
+    return not stored.state.is_completed() or not any(e.phase == "end" and e.attempt == stored.attempt for e in mine)
+
+
+def _is_double(stored: Run, mine: Sequence[Effect], killed: Mapping[int, float]) -> bool:
+    """More counts of it than one: see the top of this file."""
+    times = Counter((effect.phase, effect.attempt) for effect in mine)
+    last = _moment(mine, "end", stored.attempt)
+    unharmed = any(
+        effect.phase == "end" and effect.attempt != stored.attempt and not killed.keys() & set(effect.processes)
+        for effect in mine
+    )
+    completed = sum(entry.name == "Completed" for entry in stored.history)
+    started_again = any(effect.phase == "start" and effect.at > last for effect in mine)
+    return completed != 1 or max(times.values()) > 1 or unharmed or started_again
+
+
+def _judge_restarts(verdict: Verdict, mine: Sequence[Effect], killed: Mapping[int, float]) -> list[float]:
+    """Judge each start after the first; seconds from each kill to the start that made up for it."""
+    recoveries = []
+    for earlier, later in pairwise(effect for effect in mine if effect.phase == "start"):
+        verdict.restarted += 1
+        if any(effect.attempt == earlier.attempt and effect.at > later.at for effect in mine):
+            verdict.at_once += 1
+            verdict.problems.append(f"two attempts at once: run {later.run}, {_brief(mine)}")
+        causes = [killed[pid] for pid in earlier.processes if pid in killed]
+        if causes:
+            recoveries.append(later.at - min(causes))
+        else:
+            verdict.unexplained += 1
+            verdict.problems.append(f"restarted though nobody killed it: run {later.run}, {_brief(mine)}")
+    return recoveries
+
+
+def _moment(mine: Sequence[Effect], phase: str, attempt: int) -> float:
+    return next(effect.at for effect in mine if effect.phase == phase and effect.attempt == attempt)
+
+
+def count_hits(effects: Sequence[Effect], kills: Iterable[Kill]) -> int:
+    """How many kills hit a process that held a lease, as far as the ledger can tell."""
+    return sum(_hit(kill, effects) for kill in kills)
 
 
 def _hit(kill: Kill, effects: Iterable[Effect]) -> bool:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 _TABLES = """
 PRAGMA journal_mode = WAL;
 CREATE TABLE effect (run TEXT, attempt INTEGER, phase TEXT, at REAL, child INTEGER, template INTEGER, supervisor INTEGER);
+CREATE INDEX of_run ON effect (run);
 CREATE TABLE kill (at REAL, kind TEXT, pid INTEGER);
 """
 
@@ -80,13 +81,6 @@ def executing(path: Path, killed: Sequence[int]) -> list[Effect]:
             (time.monotonic() - 5,),
         )
         return [effect for effect in (Effect(*row) for row in rows) if not set(killed).intersection(effect.processes)]
-
-
-def ended(path: Path) -> int:
-    """How many runs' bodies have ended."""
-    with _open(path) as connection:
-        [count] = connection.execute("SELECT count(DISTINCT run) FROM effect WHERE phase = 'end'").fetchone()
-        return int(count)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from bench.chaos import ledger
-from bench.chaos.judge import Verdict, judge
+from bench.chaos.judge import Verdict, count_hits, judge
 from bench.stage import ROOT, environment, tree, wait_until
 from orchestrator.models import Deployment, NewRun, Run, RunFilter
 from orchestrator.settings import Settings
@@ -132,8 +132,10 @@ def _load(store: Store, deployment: Deployment, fleet: Fleet, plan: Plan, path: 
             submitted[created.id] = each.tags
         if now >= next_kill:
             next_kill += plan.kill_every.total_seconds()
-            hits += _kill_one(fleet, path, chance)
-            print(f"\r{elapsed:4.0f} s: {len(submitted):,} runs, {hits} kills", end="", file=sys.stderr, flush=True)
+            _kill_one(fleet, path, chance)
+            hits = count_hits(*ledger.read(path))
+            told = f"{elapsed:.0f} s: {len(submitted):,} runs, {hits} kills hit a lease (of {len(fleet.killed)})"
+            print(told, file=sys.stderr, flush=True)
         fleet.keep()
         time.sleep(_STEP_S)
 
@@ -149,26 +151,29 @@ def _new_run(deployment: Deployment, plan: Plan, path: Path, chance: random.Rand
     )
 
 
-def _kill_one(fleet: Fleet, path: Path, chance: random.Random) -> int:
-    """SIGKILL one of the processes of a body that executes; 0 if none does."""
+def _kill_one(fleet: Fleet, path: Path, chance: random.Random) -> None:
+    """SIGKILL one of the processes of a body that executes, if one does."""
     kind = chance.choice(("supervisor", "template", "child"))
     candidates = ledger.executing(path, fleet.killed)
     if not candidates:
-        return 0
+        return
     effect = chance.choice(candidates)
     pid = {"supervisor": effect.supervisor, "template": effect.template, "child": effect.child}[kind]
     if not _is_ours(pid, fleet.home):
-        return 0
+        return
     fleet.processes.update(tree(effect.supervisor))
+    at = time.monotonic()
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
     fleet.killed.append(pid)
-    ledger.write_kill(path, ledger.Kill(time.monotonic(), kind, pid))
-    os.kill(pid, signal.SIGKILL)
-    return 1
+    ledger.write_kill(path, ledger.Kill(at, kind, pid))
 
 
 def _quiesce(store: Store, fleet: Fleet, plan: Plan, count: int) -> list[str]:
     """No more kills: wait until every run has ended, and say what is broken then."""
-    print("\nno more load; waiting for the rest ...", file=sys.stderr, flush=True)
+    print("no more load; waiting for the rest ...", file=sys.stderr, flush=True)
     states = tuple(state.value for state in TERMINAL)
     with suppress(TimeoutError):
 
