@@ -7,7 +7,7 @@ exists where one must. See the header of ``lua/<operation>.lua`` for what each d
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -84,6 +84,40 @@ class End:
     state: State
     result: bytes = b""
     retry_in: timedelta | None = None
+
+
+class ClaimRequest(NamedTuple):
+    """The arguments of ``claim``."""
+
+    worker: str
+    pool: str
+    queues: Sequence[str]
+    free: int
+    delivered: Sequence[Delivery] = ()
+
+
+@dataclass(slots=True)
+class Turn:
+    """Everything for one ``exchange``.
+
+    ``starts``: (run, attempt, the state's name), as for ``start``; ``tasks``: (run, attempt, task runs). The claim comes last:
+    its ``free`` may count the slots that ``ends`` make free.
+    """
+
+    starts: Sequence[tuple[str, int, str]] = ()
+    logs: Mapping[str, Sequence[LogLine]] = field(default_factory=dict)
+    tasks: Sequence[tuple[str, int, Sequence[TaskRun]]] = ()
+    ends: Sequence[End] = ()
+    claim: ClaimRequest | None = None
+
+
+@dataclass(slots=True)
+class Turned:
+    """The answers to a Turn: what of starts, logs and tasks was refused; per end as ``finish``; as ``claim``."""
+
+    refused: list[Exception]
+    ends: list[str] | Exception
+    claims: Claims | Exception | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,17 +324,32 @@ class Runs:
             pool, self._scripts.call("claim", **self._claim_arguments(worker, pool, queues, free, delivered, start))
         )
 
-    def finish_and_claim(
-        self, ends: Sequence[End], worker: str, pool: str, queues: Sequence[str], free: int
-    ) -> tuple[list[str], Claims]:
-        """``finish``, then ``claim``, in one round trip; ``free`` counts the slots that the ends make free."""
-        finished, claims = self._scripts.call_many(
-            [
-                ("finish", {"items": [self._end_item(end) for end in ends]}),
-                ("claim", self._claim_arguments(worker, pool, queues, free, (), False)),
-            ]
+    def exchange(self, turn: Turn) -> Turned:
+        """What a supervisor has to say and to ask in one turn of its loop, in one round trip and in the order of the fields.
+
+        A part that the store refuses is an exception in its place; the others are done all the same.
+        """
+        parts: list[tuple[str, dict[str, Any]]] = []
+        for run, attempt, name in turn.starts:
+            parts.append(("set_state", self._set_state_arguments(run, State(StateType.RUNNING, name), attempt, None)))
+        if turn.logs:
+            parts.append(("append_log", _log_arguments(turn.logs)))
+        for run, attempt, tasks in turn.tasks:
+            parts.append(("record_tasks", _task_arguments(run, attempt, tasks)))
+        if turn.ends:
+            parts.append(("finish", {"items": [self._end_item(end) for end in turn.ends]}))
+        if turn.claim is not None:
+            parts.append(("claim", self._claim_arguments(*turn.claim, False)))
+        answers = self._scripts.try_many(parts) if parts else []
+        claims = answers.pop() if turn.claim is not None else None
+        ends = answers.pop() if turn.ends else []
+        if turn.claim is not None and not isinstance(claims, Exception):
+            claims = self._read_claims(turn.claim.pool, claims)
+        return Turned(
+            refused=[answer for answer in answers if isinstance(answer, Exception)],
+            ends=ends if isinstance(ends, Exception) else [_text(answer[0]) for answer in ends],
+            claims=claims,
         )
-        return [_text(answer[0]) for answer in finished], self._read_claims(pool, claims)
 
     def streams(self, pool: str, queues: Sequence[str]) -> list[str]:
         """The streams, below the prefix, that a worker of these queues reads, in order."""
@@ -483,8 +532,7 @@ class Runs:
 
     def append_log(self, batches: Mapping[str, Sequence[LogLine]]) -> int:
         """Append lines to runs' logs; lines of runs that do not exist are dropped. The number written."""
-        items = [[shorten(run), [_pack_line(line) for line in lines]] for run, lines in batches.items() if lines]
-        return int(self._scripts.call("append_log", items=items, kept=LOG_LINES_KEPT)) if items else 0
+        return int(self._scripts.call("append_log", **_log_arguments(batches))) if any(batches.values()) else 0
 
     def read_log(self, run: str, after: str = "", limit: int = 1000) -> list[LogLine]:
         """Lines of a run's log, oldest first, behind the line whose id is ``after``."""
@@ -493,10 +541,7 @@ class Runs:
 
     def record_tasks(self, run: str, attempt: int, tasks: Sequence[TaskRun]) -> str:
         """Record task runs of a flow run under its fence: ok or superseded."""
-        items: list[Any] = []
-        for task in tasks:
-            items += [shorten(task.id), _pack_task(task)]
-        return _text(self._scripts.call("record_tasks", run=shorten(run), attempt=attempt, items=items))
+        return _text(self._scripts.call("record_tasks", **_task_arguments(run, attempt, tasks)))
 
     def tasks(self, run: str) -> list[TaskRun]:
         """The task runs of a flow run, in the order of their start."""
@@ -562,6 +607,18 @@ def read_line(entry: bytes, packed: bytes) -> LogLine:
     """One entry of a log stream."""
     at, level, logger, message, attempt, task_run = msgpack.unpackb(packed)
     return LogLine(clock.from_ms(at), level, logger, message, attempt, task_run, entry.decode())
+
+
+def _log_arguments(batches: Mapping[str, Sequence[LogLine]]) -> dict[str, Any]:
+    items = [[shorten(run), [_pack_line(line) for line in lines]] for run, lines in batches.items() if lines]
+    return {"items": items, "kept": LOG_LINES_KEPT}
+
+
+def _task_arguments(run: str, attempt: int, tasks: Sequence[TaskRun]) -> dict[str, Any]:
+    items: list[Any] = []
+    for task in tasks:
+        items += [shorten(task.id), _pack_task(task)]
+    return {"run": shorten(run), "attempt": attempt, "items": items}
 
 
 def _pack_task(task: TaskRun) -> bytes:

@@ -103,9 +103,15 @@ class Scripts:
 
         Raises the first error after all have been tried.
         """
+        answers = self.try_many(calls)
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
+
+    def try_many(self, calls: Sequence[tuple[str, dict[str, Any]]]) -> list[Any]:
+        """As ``call_many``, with a script's error in place of its answer. Raises only where Redis cannot be reached."""
         commands = [self._command(name, arguments) for name, arguments in calls]
-        if len(commands) == 1:
-            return [self._evaluate(commands[0])]
         # EVALSHA in a pipeline cannot fall back by itself, so scripts go ahead of their first use.
         unsent = {script.sha: script for script, _ in commands if script.sha not in self._sent}
         pipeline = self._client.pipeline(transaction=False)
@@ -119,9 +125,6 @@ class Scripts:
             if isinstance(answer, NoScriptError):
                 self._sent.clear()
                 answers[i] = self._evaluate(commands[i])
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise answer
         return list(answers)
 
     def _command(self, name: str, given: dict[str, Any]) -> tuple[Script, list[Any]]:

@@ -30,12 +30,13 @@ from orchestrator.exceptions import ConfigurationError, ObjectNotFound, StoreUna
 from orchestrator.models import Deployment, LogLine, Worker
 from orchestrator.settings import child_environment, load
 from orchestrator.states import StateType
+from orchestrator.store.runs import ClaimRequest
 
 if TYPE_CHECKING:
     from orchestrator.metrics import WorkerMetrics
     from orchestrator.store import Store
     from orchestrator.store.pools import Control
-    from orchestrator.store.runs import ClaimedRun, Delivery
+    from orchestrator.store.runs import ClaimedRun, Claims, Delivery
 
 T = TypeVar("T")
 
@@ -102,6 +103,7 @@ class Supervisor:
         self._to_hand_back: dict[str, Job] = {}
         self._deployments: dict[str, Deployment] = {}
         self._delivered: list[Delivery] = []
+        self._asked_for = 0
         self._may_have_more = True
         self._is_handed = False  # pending deliveries of a broken connection may wait for us
         self._control_after = "0"
@@ -283,8 +285,10 @@ class Supervisor:
         """Write what runs have said, if it is time, and deal with the answers. Then give runs back."""
         now = clock.monotonic()
         if self._relay.deadline is not None and now >= self._relay.deadline:
-            for reply in self._relay.flush(now):
+            for reply in self._relay.flush(now, self._next_claim):
                 self._take_reply(reply)
+            if self._relay.claims is not None:
+                self._take_claims(self._relay.claims, now)
         for job in list(self._to_hand_back.values()):
             if self._ask(partial(self._store.runs.hand_back, job.run.id, job.run.attempt)) is None:
                 break
@@ -313,19 +317,32 @@ class Supervisor:
         wants = bool(self._delivered) or (self._may_have_more and not self._runs_waiter.is_armed)
         return wants and free > 0 and not self._stage
 
+    def _next_claim(self, ending: Sequence[str]) -> ClaimRequest | None:
+        """The claim that may follow these ends in the same round trip, their slots being free by then."""
+        if self._stage or (self._runs_waiter.is_armed and not self._delivered):
+            return None
+        self._asked_for = self._options.limit - len(self._jobs) + sum(run in self._jobs for run in ending)
+        request = ClaimRequest(self._name, self._pool, self._queues, self._asked_for, self._delivered)
+        return request if self._asked_for > 0 else None
+
+    def _take_claims(self, claims: Claims, asked: float) -> None:
+        self._delivered = []
+        self._may_have_more = claims.more or len(claims.claimed) >= self._asked_for
+        for run in claims.claimed:
+            self._begin_run(run, asked)
+
     def _claim(self) -> None:
         """Fill the free slots. Only when the queues have been found empty does a blocked read wait for more."""
         self._take_deliveries()
         while self._wants_claim():
-            free = self._options.limit - len(self._jobs)
+            request = self._next_claim(())
+            if request is None:
+                break
             asked = clock.monotonic()
-            claims = self._ask(partial(self._store.runs.claim, self._name, self._pool, self._queues, free, self._delivered))
+            claims = self._ask(partial(self._store.runs.claim, *request))
             if claims is None:
                 return
-            self._delivered = []
-            self._may_have_more = claims.more or len(claims.claimed) >= free
-            for run in claims.claimed:
-                self._begin_run(run, asked)
+            self._take_claims(claims, asked)
         if not self._stage and len(self._jobs) < self._options.limit and self._away_until is None and not self._options.burst:
             self._runs_waiter.arm()
 
