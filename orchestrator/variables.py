@@ -6,7 +6,6 @@ opened for the one call.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -75,17 +74,17 @@ class Variable:
     @classmethod
     async def aget(cls, name: str, default: Any = None) -> Any:
         """``get`` for async code."""
-        return await asyncio.to_thread(cls.get, name, default)
+        return await _in_thread(cls.get, name, default)
 
     @classmethod
     async def aset(cls, name: str, value: Any, tags: Iterable[str] = (), overwrite: bool = False) -> Variable:
         """``set`` for async code."""
-        return await asyncio.to_thread(cls.set, name, value, tags, overwrite)
+        return await _in_thread(cls.set, name, value, tags, overwrite)
 
     @classmethod
     async def aunset(cls, name: str) -> bool:
         """``unset`` for async code."""
-        return await asyncio.to_thread(cls.unset, name)
+        return await _in_thread(cls.unset, name)
 
 
 def look_up(name: str) -> Any:
@@ -131,3 +130,9 @@ def _through(by_link: Callable[[Link], _T], by_store: Callable[[Store], _T]) -> 
 
     with open_store() as store:
         return by_store(store)
+
+
+async def _in_thread(call: Callable[..., _T], *arguments: Any) -> _T:
+    import asyncio
+
+    return await asyncio.to_thread(call, *arguments)

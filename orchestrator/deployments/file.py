@@ -22,7 +22,7 @@ from orchestrator.schedules import check
 FILE_NAMES = ("orch.yaml", "orch.yml", "prefect.yaml", "prefect.yml")
 """What a project's file may be called; the first that exists is read."""
 
-COLLISION_STRATEGIES = ("ENQUEUE", "CANCEL_NEW", "CANCEL_RUNNING")
+COLLISION_STRATEGIES = ("ENQUEUE", "CANCEL_NEW")
 
 _PROJECT_KEYS = ("name", "prefect-version", "orch-version", "build", "push", "pull", "definitions", "deployments")
 _DEPLOYMENT_KEYS = (
@@ -290,7 +290,7 @@ def _concurrency(deployment: Value) -> tuple[int | None, str]:
     strategy = (_text(value, "collision_strategy") or "ENQUEUE").upper()
     if strategy not in COLLISION_STRATEGIES:
         raise value.value["collision_strategy"].error(
-            f"there is no collision strategy {strategy[:40]!r}.", f"There are {', '.join(COLLISION_STRATEGIES)}."
+            f"this version has no collision strategy {strategy[:40]!r}.", f"There are {', '.join(COLLISION_STRATEGIES)}."
         )
     return _number(value, "limit", minimum=1), strategy
 
