@@ -11,26 +11,29 @@
 
 local set_now = find_gate(gate)
 local limited = set_now.limit
-if limit ~= '' then set_now.limit = tonumber(limit) end
-if paused ~= '' then set_now.paused = paused == '1' or nil end
-if strategy ~= '' then set_now.strategy = strategy end
-if set_now.limit and not limited then
+
+-- All of them, however many: one that is not counted now would be an excess for as long as it runs.
+local function count_executing()
   set_now.used = redis.call('ZCARD', set_now.slots)
-  for _, id in ipairs(redis.call('ZRANGE', prefix .. 'leases', 0, 999)) do
+  for _, id in ipairs(redis.call('ZRANGE', prefix .. 'leases', 0, -1)) do
     local run = load_run(id)
-    if run and run.place == 'leased' and not held_gates(run)[gate] then
-      for _, name in ipairs(gate_names(run)) do
-        if name == gate then
-          write('ZADD', set_now.slots, now, slot(run, run.attempt))
-          set(run, 'gates', present(run.gates) and run.gates .. '\n' .. gate or gate)
-          set_now.used = set_now.used + 1
-        end
-      end
+    if run and run.place == 'leased' and not held_gates(run)[gate] and has_gate(run, gate) then
+      write('ZADD', set_now.slots, now, slot(run, run.attempt))
+      set(run, 'gates', present(run.gates) and run.gates .. '\n' .. gate or gate)
+      set_now.used = set_now.used + 1
     end
   end
 end
+
+if limit ~= '' then set_now.limit = tonumber(limit) end
+if paused ~= '' then set_now.paused = paused == '1' or nil end
+if strategy ~= '' then set_now.strategy = strategy end
+if set_now.limit and not limited then count_executing() end
+if set_now.limit and limit ~= '' then set_now.held = set_now.used end
 if set_now.limit or set_now.paused then
-  local text = cjson.encode({limit = set_now.limit, paused = set_now.paused, strategy = set_now.strategy})
+  local text = cjson.encode({
+    limit = set_now.limit, held = set_now.limit and set_now.held, paused = set_now.paused, strategy = set_now.strategy,
+  })
   write('HSET', prefix .. 'limits', gate, text)
 else
   write('HDEL', prefix .. 'limits', gate)

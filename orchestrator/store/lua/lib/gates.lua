@@ -1,6 +1,7 @@
 -- Gates: what a run may have to wait for. A pool, a work queue, a deployment, a tag: each may carry a limit and may be paused.
 --
--- hash limits       gate -> JSON {limit, paused, strategy}; only gates that hold anybody back stand here
+-- hash limits       gate -> JSON {limit, held, paused, strategy}; only gates that hold anybody back stand here. held: how many
+--                   slots were taken when the limit was set; so many may be used until they are given back
 -- zset slots:GATE   members <run>:<attempt>:<call>:<i>, one per slot taken; call 0 is the run's own claim
 -- zset parked:GATE  runs that wait, by priority, then due time
 --
@@ -17,11 +18,19 @@ local function gate_names(run)
   return names
 end
 
+local function has_gate(run, wanted)
+  for _, name in ipairs(gate_names(run)) do
+    if name == wanted then return true end
+  end
+  return false
+end
+
 local function read_gate(name, text)
   local gate = {name = name, slots = prefix .. 'slots:' .. name}
   if text then
     local set = cjson.decode(text)
     gate.limit = set.limit ~= cjson.null and set.limit or nil
+    gate.held = set.held
     gate.paused = set.paused
     gate.strategy = set.strategy
   end

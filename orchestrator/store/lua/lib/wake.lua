@@ -33,7 +33,11 @@ end
 
 local function wake(name)
   local gate, woken = find_gate(name), 0
-  if not has_room(gate) then return 0 end
+  if not has_room(gate) then
+    -- Whoever makes room wakes it again; left here, gates without room would keep those that have some out of a bounded look.
+    write('ZREM', prefix .. 'wake_due', name)
+    return 0
+  end
   local parked = prefix .. 'parked:' .. name
   local waiters = redis.call('ZRANGE', parked, 0, wake_budget, 'WITHSCORES')
   local asked = math.min(#waiters / 2, wake_budget)
