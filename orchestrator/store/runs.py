@@ -6,10 +6,11 @@ exists where one must. See the header of ``lua/<operation>.lua`` for what each d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
 
 import msgpack
 
@@ -21,8 +22,13 @@ from orchestrator.states import STATE_TYPES, State, StateType, canonical_name
 from orchestrator.store.client import Redis
 from orchestrator.store.scripts import Scripts
 
+T = TypeVar("T")
+
 INLINE_LIMIT = 256 * 1024
 """Bytes of packed parameters, or of a packed result, that a run may carry."""
+
+MESSAGE_LIMIT = 2000
+"""Characters of a state's message that are kept."""
 
 LOG_LINES_KEPT = 100_000
 _LATE_AFTER_MS = 15_000
@@ -171,6 +177,16 @@ def unpack(packed: bytes) -> Any:
     return msgpack.unpackb(packed, raw=False, strict_map_key=False)
 
 
+def _tags(tags: Iterable[str]) -> list[str]:
+    """Each once: a run takes one slot of a tag, however often it bears it."""
+    return list(dict.fromkeys(tags))
+
+
+def _message(text: str) -> str:
+    """What a state says, cut to a length that a run may carry about; the whole story belongs into its log."""
+    return text if len(text) <= MESSAGE_LIMIT else text[: MESSAGE_LIMIT - 1] + "…"
+
+
 def _text(value: bytes) -> str:
     return value.decode()
 
@@ -210,7 +226,7 @@ class Runs:
             idempotency = self._keys.idempotency(scope, run.idempotency_key).removeprefix(self._keys.idempotency_prefix)
         due = clock.to_ms(run.due) if run.due else None
         expires = clock.to_ms(run.expires) if run.expires else None
-        return [shorten(run.id), due, idempotency, expires, list(run.tags), self._first_fields(run)]
+        return [shorten(run.id), due, idempotency, expires, _tags(run.tags), self._first_fields(run)]
 
     def _first_fields(self, run: NewRun) -> list[Any]:
         fields: list[Any] = [
@@ -240,7 +256,7 @@ class Runs:
             "create_leased",
             id=shorten(run.id),
             fields=self._first_fields(run),
-            tags=list(run.tags),
+            tags=_tags(run.tags),
             worker=worker,
             lease_ms=self._lease_ms,
         )
@@ -293,7 +309,7 @@ class Runs:
             new_mark=clock.to_ms(mark),
             next_plan=clock.to_ms(next_plan) if next_plan else "",
             fields=self._first_fields(template),
-            tags=list(deployment.tags),
+            tags=_tags(deployment.tags),
             items=[[shorten(run), clock.to_ms(at), name] for run, name, at in fires],
         )
         return Planned(_text(answer), int(count))
@@ -418,8 +434,10 @@ class Runs:
 
     def _end_item(self, end: End) -> list[Any]:
         name = canonical_name(end.state.type, end.state.name)
+        if not end.state.is_final() and name != "AwaitingRetry":
+            raise ValueError(f"{end.state.name} does not end an attempt")
         retry_ms = round(end.retry_in / timedelta(milliseconds=1)) if end.retry_in is not None else 0
-        return [shorten(end.run), end.attempt, name, end.state.name, end.state.message, end.result, retry_ms]
+        return [shorten(end.run), end.attempt, name, end.state.name, _message(end.state.message), end.result, retry_ms]
 
     def lapse(self, limit: int = 100) -> Lapsed:
         """Charge a crash to runs whose lease is over; queue them again, or end them Crashed when their budget is spent."""
@@ -428,7 +446,9 @@ class Runs:
 
     def report_death(self, run: str, attempt: int, reason: str) -> Lapsed:
         """The process that executed this attempt is dead: as ``lapse``, at once. ``seen`` is 1 whatever the fence said."""
-        return Lapsed(*map(int, self._scripts.call("lapse", run=shorten(run), attempt=attempt, reason=reason, limit=1)))
+        return Lapsed(
+            *map(int, self._scripts.call("lapse", run=shorten(run), attempt=attempt, reason=_message(reason), limit=1))
+        )
 
     def hand_back(self, run: str, attempt: int) -> str:
         """Give a run back unharmed; it goes to the front. ok or superseded."""
@@ -460,7 +480,7 @@ class Runs:
 
     def cancel(self, run: str, message: str = "Cancelled on request.") -> Change:
         """Stop a run: at once where it waits; where it executes it becomes Cancelling and its worker is told."""
-        return self._change("cancel", run=shorten(run), message=message)
+        return self._change("cancel", run=shorten(run), message=_message(message))
 
     def pause(
         self, run: str, attempt: int, *, timeout: timedelta = _DEFAULT_PAUSE, suspend: bool = True, message: str = ""
@@ -471,13 +491,13 @@ class Runs:
             run=shorten(run),
             attempt=attempt,
             state="Suspended" if suspend else "Paused",
-            message=message,
+            message=_message(message),
             timeout_ms=round(timeout / timedelta(milliseconds=1)),
         )
 
     def resume(self, run: str, message: str = "Resumed on request.") -> Change:
         """Let a paused run go on, at the front of its pool."""
-        return self._change("resume", run=shorten(run), message=message)
+        return self._change("resume", run=shorten(run), message=_message(message))
 
     def set_state(self, run: str, state: State, *, attempt: int = 0, due: datetime | None = None) -> Change:
         """Enter a state if the table allows it: under a fence (the worker's), or as an operator (attempt 0)."""
@@ -500,7 +520,7 @@ class Runs:
             "attempt": attempt,
             "state": canonical_name(state.type, state.name),
             "label": state.name,
-            "message": state.message,
+            "message": _message(state.message),
             "due": clock.to_ms(due) if due else "",
             "wait_ms": round(_DEFAULT_PAUSE / timedelta(milliseconds=1)),
         }
@@ -508,7 +528,7 @@ class Runs:
     def retry(self, run: str, message: str = "Retried on request.", parameters: Mapping[str, Any] | None = None) -> Change:
         """Open an ended run again, with a fresh crash budget and, where given, other parameters."""
         params = pack(dict(parameters)) if parameters is not None else ""
-        return self._change("retry", run=shorten(run), message=message, params=params)
+        return self._change("retry", run=shorten(run), message=_message(message), params=params)
 
     def delete(self, runs: Iterable[str]) -> list[str]:
         """Remove runs for good. Per run: ok, refused (a worker holds it: cancel it first), missing."""
@@ -576,26 +596,41 @@ class Runs:
 
     # --- mending -------------------------------------------------------------------------------------------------------
 
-    def reconcile(self, runs: Iterable[str], gates: Iterable[str] = ()) -> list[tuple[str, str]]:
-        """Mend runs and gates after a lost write: (what was mended, run id or gate). At most 100 runs a script call."""
-        shorts, names = [shorten(run) for run in runs], list(gates)
+    def reconcile(self, runs: Iterable[str]) -> list[tuple[str, str]]:
+        """Mend some runs after a lost write or a restored backup: (what was mended, run id)."""
         mended: list[tuple[str, str]] = []
-        for start in range(0, max(len(shorts), 1), 100):
-            batch = shorts[start : start + 100]
-            for what, subject in self._scripts.call("reconcile", runs=batch, names=names if start == 0 else []):
-                text = _text(subject)
-                mended.append((_text(what), text if text in names else lengthen(text)))
+        for batch in _batches(map(shorten, runs), 100):
+            mended += [(_text(what), lengthen(run)) for what, run in self._scripts.call("reconcile", runs=batch)]
         return mended
 
-    def everything(self) -> Iterable[str]:
-        """The ids of all runs, hashes and dangling members of the places alike; for reconciling. Not in any order."""
-        prefix = self._keys.run("").encode()
-        seen: set[bytes] = set()
-        for key in self._client.scan_iter(match=self._keys.run("*"), count=1000):
-            seen.add(key.removeprefix(prefix))
-        for place in (self._keys.due, self._keys.leases, self._keys.paused, self._keys.expires, self._keys.index("all")):
-            seen.update(member for member, _ in self._client.zscan_iter(place, count=1000))
-        return (lengthen(short) for short in seen)
+    def reconcile_all(self) -> list[tuple[str, str]]:
+        """Mend every run, slot, waiter and index of the namespace: (what was mended, run id or key).
+
+        For the time after a crash of Redis or a restored backup. Bounded scripts, so that everybody else goes on meanwhile.
+        """
+        run = self._keys.run("")
+        keys = self._client.scan_iter(match=f"{run}*", count=1000)
+        mended = self.reconcile(lengthen(key.removeprefix(run.encode())) for key in keys)
+        return mended + self._reconcile_members()
+
+    def _reconcile_members(self) -> list[tuple[str, str]]:
+        prefix = self._keys.prefix
+        mended: list[tuple[str, str]] = []
+        kinds = ("due", "leases", "paused", "expires", "reservations", "slots:", "parked:", "index:", "planned:")
+        for key in self._client.scan_iter(match=prefix + "*", count=1000):
+            name = key.decode().removeprefix(prefix)
+            if not name.startswith(kinds):
+                continue
+            for batch in _batches((member for member, _ in self._client.zscan_iter(key, count=1000)), 100):
+                answer = self._scripts.call("reconcile_members", members=[[name, member] for member in batch])
+                mended += [(_text(what), _text(where)) for what, where in answer]
+        return mended
+
+
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
 
 
 def _pack_line(line: LogLine) -> bytes:

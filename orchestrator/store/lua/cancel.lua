@@ -1,5 +1,6 @@
 -- Cancel a run: at once where it waits, by asking its worker where it runs.
 --
+-- FLAGS allow-oom
 -- USES core gates runs wake
 -- ARGV run     str  the run
 --      message str  why
@@ -11,8 +12,7 @@ if found.place == 'ended' then return {'refused', found.state} end
 if found.state == 'Cancelling' then return {'ok', 'Cancelling'} end
 if found.place == 'leased' then
   enter(found, 'Cancelling', message)
-  write('XADD', prefix .. 'control:' .. found.worker, 'MAXLEN', '~', 1000, '*', 'c', 'cancel', 'r', found.id)
-  write('PEXPIRE', prefix .. 'control:' .. found.worker, 3600000)
+  tell_worker(found)
 else
   leave_and_free(found)
   enter(found, 'Cancelled', message)

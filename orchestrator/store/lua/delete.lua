@@ -1,5 +1,6 @@
 -- Remove runs for good, with their logs and task runs. One that a worker holds is refused: cancel it first.
 --
+-- FLAGS allow-oom
 -- USES core gates runs wake
 -- ARGV runs packed  a list of ids
 -- RETURN per run: ok | refused | missing

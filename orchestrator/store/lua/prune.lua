@@ -1,5 +1,6 @@
 -- Delete runs that ended before a moment, oldest first.
 --
+-- FLAGS allow-oom
 -- USES core gates runs
 -- ARGV state     str  one of the four end states
 --      before_ms int  ended before this

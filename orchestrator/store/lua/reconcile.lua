@@ -1,93 +1,91 @@
--- Mend what a lost write or a restored backup broke, for some runs and gates. The run's hash is the truth.
+-- Mend what a lost write or a restored backup broke, for some runs. The run's hash is the truth.
 --
 -- USES core gates runs wake
--- ARGV runs  packed  run ids, from the hashes or from any index
---      names packed  names of gates
--- RETURN a list of {what was mended, run or gate}
-
-local mended = {}
-
-local function mend(what, id)
-  mended[#mended + 1] = {what, id}
-end
+-- ARGV runs packed  run ids
+-- RETURN a list of {what was mended, run}
 
 local PLACE_KEYS = {due = 'due', leased = 'leases', paused = 'paused'}
+local PAUSE_MS = 3600000
+local mended = {}
+
+local function mend(run, what)
+  mended[#mended + 1] = {what, run.id}
+end
+
+-- See that a run stands in a sorted set of that name if it should, and not if it should not.
+local function mend_member(run, key, should, score)
+  local stands = redis.call('ZSCORE', prefix .. key, run.id)
+  if stands and not should then
+    write('ZREM', prefix .. key, run.id)
+    mend(run, 'stood in ' .. key .. ' too')
+  elseif should and not stands then
+    write('ZADD', prefix .. key, score, run.id)
+    mend(run, 'was missing in ' .. key)
+  end
+end
 
 local function mend_place(run)
-  for place, key in pairs(PLACE_KEYS) do
-    local stands = redis.call('ZSCORE', prefix .. key, run.id)
-    if stands and run.place ~= place then
-      write('ZREM', prefix .. key, run.id)
-      mend('stood in ' .. key .. ' too', run.id)
-    elseif not stands and run.place == place then
-      write('ZADD', prefix .. key, place == 'due' and run.ready or now, run.id)
-      mend('was missing in ' .. key, run.id)
-    end
-  end
-  if run.place == 'parked' and not redis.call('ZSCORE', prefix .. 'parked:' .. run.gate, run.id) then
-    write('ZADD', prefix .. 'parked:' .. run.gate, parking_score(run), run.id)
-    mend('was missing among the parked', run.id)
-  elseif run.place == 'queued' then
+  local scores = {due = run.ready, leased = now, paused = now + PAUSE_MS}
+  for place, key in pairs(PLACE_KEYS) do mend_member(run, key, run.place == place, scores[place]) end
+  mend_member(run, 'expires', present(run.expires) and run.attempt == 0 and run.place ~= 'ended', run.expires)
+  if run.place == 'parked' then mend_member(run, 'parked:' .. run.gate, true, parking_score(run)) end
+  if present(run.sched) and run.place ~= 'due' then mend_member(run, 'planned:' .. run.dep .. ':' .. run.sched, false) end
+  if run.place == 'queued' then
     local id, stream = string.match(run.msg, '^(%S+) (.*)$')
     local entry = id and redis.call('XRANGE', prefix .. stream, id, id)
     if not entry or not entry[1] or entry[1][2][2] ~= run.id then
       to_queue(run)
-      mend('had no message', run.id)
+      mend(run, 'had no message')
     end
-  elseif run.place == 'ended' and redis.call('PTTL', run.key) < 0 then
-    to_ended(run)
-    mend('had no TTL', run.id)
   end
 end
 
 local function mend_indexes(run)
-  for _, key in ipairs(index_keys(run)) do
-    if not redis.call('ZSCORE', key, run.id) then
-      write('ZADD', key, run.due, run.id)
-      mend('was missing in an index', run.id)
-    end
-  end
-  for state in pairs(TRANSITIONS) do
-    local stands = redis.call('ZSCORE', index_key('state', state), run.id)
-    if stands and run.state ~= state then
-      write('ZREM', index_key('state', state), run.id)
-      mend('stood in the index of another state', run.id)
-    elseif not stands and run.state == state then
-      write('ZADD', index_key('state', state), run.at, run.id)
-      mend('was missing in the index of its state', run.id)
-    end
-  end
+  for _, key in ipairs(index_keys(run)) do mend_member(run, string.sub(key, #prefix + 1), true, run.due) end
+  for state in pairs(TRANSITIONS) do mend_member(run, 'index:state:' .. state, run.state == state, run.at) end
 end
 
 local function mend_slots(run)
-  if run.place ~= 'leased' then return end
+  local reserved = present(run.reserved)
+  mend_member(run, 'reservations', reserved, run.reserved)
+  if not present(run.gates) then return end
+  if run.place ~= 'leased' and not reserved then
+    free_slots(run)
+    return mend(run, 'held slots without a lease')
+  end
+  local member = slot(run, reserved and run.attempt + 1 or run.attempt)
   for _, name in ipairs(split(run.gates)) do
-    if not redis.call('ZSCORE', prefix .. 'slots:' .. name, slot(run, run.attempt)) then
-      write('ZADD', prefix .. 'slots:' .. name, now, slot(run, run.attempt))
-      mend('had lost its slot of ' .. name, run.id)
+    if not redis.call('ZSCORE', prefix .. 'slots:' .. name, member) then
+      write('ZADD', prefix .. 'slots:' .. name, now, member)
+      mend(run, 'had lost its slot of ' .. name)
     end
   end
 end
 
-local function mend_gate(name)
-  for _, member in ipairs(redis.call('ZRANGE', prefix .. 'slots:' .. name, 0, -1)) do
-    local id, attempt = string.match(member, '^([^:]+):(%d+):')
-    local run = load_run(id)
-    local holds = run and ((run.place == 'leased' and run.attempt == tonumber(attempt))
-      or (present(run.reserved) and run.attempt + 1 == tonumber(attempt)))
-    if not holds then
-      write('ZREM', prefix .. 'slots:' .. name, member)
-      mend('held by nobody', name)
+local function mend_idempotency(run)
+  if not present(run.idem) then return end
+  local holder = redis.call('GET', prefix .. 'idempotency:' .. run.idem)
+  if holder == run.id then return end
+  if holder then
+    set(run, 'idem', '')
+  else
+    write('SET', prefix .. 'idempotency:' .. run.idem, run.id)
+    if run.place == 'ended' then let_expire(run) end
+  end
+  mend(run, 'had lost its idempotency key')
+end
+
+local function mend_ttl(run)
+  for _, key in ipairs(kept_keys(run)) do
+    local ttl = redis.call('PTTL', key)
+    if run.place == 'ended' and ttl == -1 then
+      let_expire(run)
+      return mend(run, 'had no TTL')
+    elseif run.place ~= 'ended' and ttl >= 0 then
+      write('PERSIST', key)
+      mend(run, 'had a TTL')
     end
   end
-  for _, id in ipairs(redis.call('ZRANGE', prefix .. 'parked:' .. name, 0, -1)) do
-    local run = load_run(id)
-    if not run or run.place ~= 'parked' or run.gate ~= name then
-      write('ZREM', prefix .. 'parked:' .. name, id)
-      mend('a waiter that does not wait', name)
-    end
-  end
-  write('ZADD', prefix .. 'wake_due', now, name)
 end
 
 for _, id in ipairs(runs) do
@@ -96,14 +94,9 @@ for _, id in ipairs(runs) do
     mend_place(run)
     mend_indexes(run)
     mend_slots(run)
-  else
-    for _, key in ipairs({'due', 'leases', 'paused', 'expires', 'reservations', 'index:all'}) do
-      if redis.call('ZSCORE', prefix .. key, id) then
-        write('ZREM', prefix .. key, id)
-        mend('a member of ' .. key .. ' that is no run', id)
-      end
-    end
+    mend_idempotency(run)
+    mend_ttl(run)
   end
 end
-for _, name in ipairs(names) do mend_gate(name) end
+wake_freed()
 return mended

@@ -12,6 +12,7 @@ local FIELDS = {
 local NUMBERS = {attempt = 0, prio = 1, due = 0, ready = 0, starts = 0, crashes = 0, budget = 1}
 local PRIORITY_NAMES = {[0] = 'high', [1] = 'normal', [2] = 'low'}
 local GROUP = 'workers'
+local HISTORY_BYTES = 32768
 local loaded = {}
 
 -- One HSET and at most one HDEL per changed run, however many fields a script touched.
@@ -71,6 +72,15 @@ local function index_keys(run)
   return keys
 end
 
+-- The history with one more entry. One that has grown beyond HISTORY_BYTES loses its older half: a run that is retried for
+-- ever must not grow for ever.
+local function extended(history, entry)
+  if #history < HISTORY_BYTES then return history .. cmsgpack.pack(entry) end
+  local place = 0
+  while place < HISTORY_BYTES / 2 do place = cmsgpack.unpack_one(history, place) end
+  return string.sub(history, place + 1) .. cmsgpack.pack(entry)
+end
+
 -- Enter a state, if the table allows it. Moves the state index, extends the history, tells the feed.
 local function enter(run, state, message, label)
   if run.state ~= '' and not TRANSITIONS[run.state][state] then return false end
@@ -81,13 +91,16 @@ local function enter(run, state, message, label)
   set(run, 'label', label ~= state and label or '')
   set(run, 'message', message or '')
   set(run, 'at', now)
-  set(run, 'history', run.history .. cmsgpack.pack({present(label) and label or state, now, run.attempt, message or ''}))
+  set(run, 'history', extended(run.history, {present(label) and label or state, now, run.attempt, message or ''}))
   emit('run.' .. state, 'r', run.id, 'f', run.flow, 'a', run.attempt)
   return true
 end
 
-local function retention_key(run, of)
-  return prefix .. of .. ':' .. run.id
+-- The keys that live as long as the run: without a TTL until it ends, with one from then on.
+local function kept_keys(run)
+  local keys = {run.key, prefix .. 'log:' .. run.id, prefix .. 'tasks:' .. run.id}
+  if present(run.idem) then keys[#keys + 1] = prefix .. 'idempotency:' .. run.idem end
+  return keys
 end
 
 -- How long Redis keeps what has ended if the pruner never comes: the namespace's retention and a week.
@@ -117,8 +130,7 @@ local function leave(run)
   elseif place == 'paused' then
     write('ZREM', prefix .. 'paused', run.id)
   elseif place == 'ended' then
-    for _, of in ipairs({'run', 'log', 'tasks'}) do write('PERSIST', retention_key(run, of)) end
-    if present(run.idem) then write('PERSIST', prefix .. 'idempotency:' .. run.idem) end
+    for _, key in ipairs(kept_keys(run)) do write('PERSIST', key) end
     set(run, 'ended', '')
   end
 end
@@ -174,15 +186,22 @@ local function to_paused(run, deadline)
   write('ZADD', prefix .. 'paused', deadline, run.id)
 end
 
+local function let_expire(run)
+  for _, key in ipairs(kept_keys(run)) do write('PEXPIRE', key, net_ttl()) end
+end
+
 local function to_ended(run)
   set(run, 'place', 'ended')
   set(run, 'ended', now)
   if present(run.expires) then write('ZREM', prefix .. 'expires', run.id) end
-  local ttl = net_ttl()
-  later(function()
-    for _, of in ipairs({'run', 'log', 'tasks'}) do redis.call('PEXPIRE', retention_key(run, of), ttl) end
-    if present(run.idem) then redis.call('PEXPIRE', prefix .. 'idempotency:' .. run.idem, ttl) end
-  end)
+  let_expire(run)
+end
+
+-- Tell the worker that holds the run to stop it now, and not only when it next renews the lease.
+local function tell_worker(run)
+  local control = prefix .. 'control:' .. run.worker
+  write('XADD', control, 'MAXLEN', '~', 1000, '*', 'c', 'cancel', 'r', run.id)
+  write('PEXPIRE', control, 3600000)
 end
 
 -- Scheduled, and on its way to a worker: requeued runs stand before all others.
@@ -217,8 +236,7 @@ local function forget(run)
   for _, key in ipairs(index_keys(run)) do write('ZREM', key, run.id) end
   write('ZREM', index_key('state', run.state), run.id)
   if present(run.expires) then write('ZREM', prefix .. 'expires', run.id) end
-  if present(run.idem) then write('DEL', prefix .. 'idempotency:' .. run.idem) end
-  for _, of in ipairs({'run', 'log', 'tasks'}) do write('DEL', retention_key(run, of)) end
+  for _, key in ipairs(kept_keys(run)) do write('DEL', key) end
   run.deleted = true
   emit('run.deleted', 'r', run.id, 'f', run.flow)
 end
