@@ -136,20 +136,16 @@ class Pools:
         pool = self.get(name)
         if pool.workers:
             raise Refused(f"{pool.workers} workers poll the work pool {name!r}.", hint="Stop them first.")
-        waiting = sum(queue.depth for queue in pool.queues) + int(self._client.zcard(self._keys.parked(pool_gate(name))))
+        waiting = self._delete(name, "")
         if waiting:
             raise Refused(
-                f"{waiting} runs wait in the work pool {name!r}.",
+                f"{waiting} runs are queued or executing in the work pool {name!r}.",
                 hint=f"Cancel them first: orch flow-run cancel --pool '{name}' --all",
             )
-        pipeline = self._client.pipeline(transaction=True)
-        for queue in pool.queues:
-            pipeline.delete(*self._queue_streams(name, queue.name))
-            pipeline.hdel(self._keys.limits, queue_gate(name, queue.name))
-        pipeline.hdel(self._keys.limits, pool_gate(name))
-        pipeline.delete(self._keys.pool(name), self._keys.queues(name), self._keys.resumed(name))
-        pipeline.zrem(self._keys.pools, name)
-        pipeline.execute()
+
+    def _delete(self, pool: str, queue: str) -> int:
+        """Remove a work queue or ('') a whole pool, unless runs are there: how many."""
+        return int(self._scripts.call("delete_pool", pool=pool, queue=queue)[1])
 
     def _require(self, name: str) -> None:
         if not self.exists(name):
@@ -234,16 +230,17 @@ class Pools:
 
     def delete_queue(self, pool: str, name: str) -> None:
         """Remove a work queue. Refused for the queue ``default`` and while runs wait in it."""
-        queue = self.get_queue(pool, name)
-        waiting = queue.depth + int(self._client.zcard(self._keys.parked(queue_gate(pool, name))))
-        if name == "default" or waiting:
-            reason = "is the pool's own" if name == "default" else f"holds {waiting} runs"
-            raise Refused(f"The work queue {name!r} of {pool!r} {reason}.", hint="Cancel or finish its runs first.")
-        pipeline = self._client.pipeline(transaction=True)
-        pipeline.delete(*self._queue_streams(pool, name))
-        pipeline.hdel(self._keys.limits, queue_gate(pool, name))
-        pipeline.hdel(self._keys.queues(pool), name)
-        pipeline.execute()
+        self.get_queue(pool, name)
+        if name == "default":
+            raise Refused(
+                f"The work queue 'default' belongs to its pool {pool!r}.", hint="Delete the pool, or pause the queue."
+            )
+        waiting = self._delete(pool, name)
+        if waiting:
+            raise Refused(
+                f"{waiting} runs are queued or executing in the work queue {name!r} of {pool!r}.",
+                hint="Cancel or finish its runs first.",
+            )
 
     # --- workers -------------------------------------------------------------------------------------------------------
 
