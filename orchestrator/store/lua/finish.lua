@@ -4,19 +4,27 @@
 -- USES core gates runs wake
 -- ARGV items packed  a list of {run id, attempt, state, label, message, result, retry in ms}
 -- RETURN per item: {'ok', state} | {'again', the recorded outcome} | {'superseded', attempt}
+--        again       the attempt has ended so already; the first answer was lost
+--        superseded  the attempt has ended otherwise: its lease lapsed, or somebody decided
 
 local answers = {}
 
-local function finish(run, attempt, state, label, message, result, retry_ms)
+-- What an attempt that asks for `state` ends in: no retry of a run that is being cancelled, or that no pool could start again.
+local function end_state(run, state)
+  if state ~= 'AwaitingRetry' then return state end
+  if run.state == 'Cancelling' or run.state == 'Cancelled' then return 'Cancelled' end
+  return present(run.pool) and state or 'Failed'
+end
+
+local function finish(run, attempt, asked, label, message, result, retry_ms)
   if not run then return {'superseded', 0} end
+  local state = end_state(run, asked)
   if run.place ~= 'leased' or run.attempt ~= attempt then
-    local ended, outcome = string.match(run.outcome, '^(%d+) (.*)$')
-    if tonumber(ended) == attempt then return {'again', outcome} end
+    if run.outcome == attempt .. ' ' .. state then return {'again', state} end
     return {'superseded', run.attempt}
   end
-  if run.state == 'Cancelling' and state == 'AwaitingRetry' then state, label = 'Cancelled', '' end
   if state == 'AwaitingRetry' then set(run, 'ready', now + retry_ms) end
-  if not enter(run, state, message, label) then return {'superseded', run.attempt} end
+  enter(run, state, message, state == asked and label or '')
   record_outcome(run, state)
   leave_and_free(run)
   if state == 'AwaitingRetry' then

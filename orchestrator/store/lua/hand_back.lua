@@ -8,14 +8,15 @@
 
 local found = load_run(run)
 if not found or found.place ~= 'leased' or found.attempt ~= attempt then return 'superseded' end
-local cancelling = found.state == 'Cancelling'
-record_outcome(found, cancelling and 'Cancelled' or 'Scheduled')
+local state = found.state == 'Cancelling' and 'Cancelled' or present(found.pool) and 'Scheduled' or 'Crashed'
+record_outcome(found, state)
 leave_and_free(found)
-if cancelling then
-  enter(found, 'Cancelled', 'Cancelled while its worker shut down.')
-  to_ended(found)
-else
+if state == 'Scheduled' then
   requeue(found, 'Handed back by a worker that shuts down.')
+else
+  -- A run without a pool lives and dies with its own process.
+  enter(found, state, state == 'Cancelled' and 'Cancelled while its worker shut down.' or 'Its process shut down.')
+  to_ended(found)
 end
 wake_freed()
 return 'ok'

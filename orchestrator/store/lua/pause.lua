@@ -1,4 +1,4 @@
--- A running run waits for a person. Its attempt ends, its slots are free.
+-- A running run waits for a person. Its attempt ends, its slots are free. Refused without a pool that could go on with it.
 --
 -- FLAGS allow-oom
 -- USES core gates runs wake
@@ -12,7 +12,7 @@
 local found = load_run(run)
 if not found then return {'missing', ''} end
 if found.place ~= 'leased' or found.attempt ~= attempt then return {'superseded', found.attempt} end
-if not TRANSITIONS[found.state][state] then return {'refused', found.state} end
+if not TRANSITIONS[found.state][state] or not present(found.pool) then return {'refused', found.state} end
 record_outcome(found, state)
 leave_and_free(found)
 enter(found, state, message)

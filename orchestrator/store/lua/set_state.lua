@@ -33,8 +33,12 @@ if state == 'Running' then
   if found.started == '' then set(found, 'started', now) end
   return {'ok', before}
 end
-if not ENDS[state] and state ~= 'Paused' and state ~= 'Suspended' and not present(found.pool) then return {'refused', before} end
-if found.place == 'leased' then record_outcome(found, state) end
+-- A run without a pool lives in its own process alone: it cannot go on anywhere else.
+if not ENDS[state] and not present(found.pool) then return {'refused', before} end
+if found.place == 'leased' then
+  record_outcome(found, state)
+  if attempt == 0 then tell_worker(found) end
+end
 leave_and_free(found)
 if state == 'Scheduled' or state == 'AwaitingRetry' then set(found, 'ready', math.max(tonumber(due) or now, now)) end
 enter(found, state, message, label)
