@@ -263,7 +263,7 @@ def _read_schedule(slug: str, stored: dict[bytes, bytes]) -> Schedule:
 
 
 def _read_deployment(fields: dict[bytes, bytes], schedules: dict[bytes, bytes], gate: bytes | None) -> Deployment | None:
-    if not fields:
+    if b"id" not in fields:
         return None
     texts: dict[str, Any] = {name: fields[name.encode()].decode() for name in _TEXTS}
     packed: dict[str, Any] = {name: unpack(fields[name.encode()]) for name in _PACKED}

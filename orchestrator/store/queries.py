@@ -56,8 +56,8 @@ class Queries:
         names = _state_names(wanted.states)
         if wanted.states and not names:
             return
-        index = self._index(wanted, names)
-        highest, skip = _read_cursor(cursor)
+        name, highest, skip = _read_cursor(cursor)
+        index = self._keys.prefix + name if name else self._index(wanted, names)
         if highest == "+inf" and wanted.until:
             highest = str(clock.to_ms(wanted.until))
         lowest = str(clock.to_ms(wanted.since)) if wanted.since else "-inf"
@@ -75,7 +75,7 @@ class Queries:
                     self._client.zrem(index, member)
                     offset -= 1
                 elif _matches(run, wanted, names):
-                    yield run, f"{int(score)}.{member.decode()}"
+                    yield run, _write_cursor(index.removeprefix(self._keys.prefix), score, member)
             if len(members) < _BATCH:
                 return
 
@@ -146,7 +146,7 @@ class Queries:
         places = {log: after or "0", events: self._events.last_id()}
         current = self._runs.get(run)
         yield current.state
-        shown = len(current.history)
+        shown = current.history[-1]
         while True:
             while lines := self._runs.read_log(run, places[log] if places[log] != "0" else ""):
                 places[log] = lines[-1].id
@@ -161,13 +161,13 @@ class Queries:
                         places[log] = entry.decode()
                         yield read_line(entry, fields[b"l"])
             current = self._runs.get(run)
-            if len(current.history) > shown and not current.is_terminal:
-                yield current.state
-            elif current.is_terminal:
+            if current.is_terminal:
                 yield from self._last_lines(run, places[log])
                 yield current.state
                 return
-            shown = len(current.history)
+            if current.history[-1] != shown:
+                yield current.state
+            shown = current.history[-1]
 
     def _last_lines(self, run: str, after: str) -> Iterator[LogLine]:
         while lines := self._runs.read_log(run, after if after != "0" else ""):
@@ -207,10 +207,17 @@ def _is_hex(text: str) -> bool:
     return all(character in "0123456789abcdefABCDEF-" for character in text)
 
 
-def _read_cursor(cursor: str | None) -> tuple[str, str]:
+def _write_cursor(index: str, score: float, member: bytes) -> str:
+    """A cursor goes on in the index that it began in: the smallest one may be another by then, in another order."""
+    return f"{index}@{int(score)}.{member.decode()}"
+
+
+def _read_cursor(cursor: str | None) -> tuple[str, str, str]:
+    """The index (below the prefix) that the cursor belongs to, the score and the member that were last."""
     if not cursor:
-        return "+inf", ""
-    score, separator, member = cursor.partition(".")
-    if not separator or not score.lstrip("-").isdigit():
+        return "", "+inf", ""
+    index, _, place = cursor.rpartition("@")
+    score, _, member = place.partition(".")
+    if not index.startswith("index:") or not member or not score.isdigit():
         raise OrchError(f"{cursor!r} is no cursor.", hint="Use the cursor that the page before gave, as it is.")
-    return score, member
+    return index, score, member

@@ -129,7 +129,7 @@ class Scripts:
 
     def _command(self, name: str, given: dict[str, Any]) -> tuple[Script, list[Any]]:
         script = self._scripts[name]
-        if len(given) != len(script.arguments):
+        if given.keys() != {argument for argument, _ in script.arguments}:
             raise TypeError(f"{name} takes {[argument for argument, _ in script.arguments]}, got {sorted(given)}")
         values: list[Any] = [self._prefix, "" if self._clock is None else self._clock.ms]
         for argument, kind in script.arguments:

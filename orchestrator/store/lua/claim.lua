@@ -11,7 +11,7 @@
 --      streams   packed  stream names below the prefix, in the order of reading
 --      delivered packed  a list of {stream, message id, run id}
 -- RETURN {claimed, parked, gone, more}
---        claimed  list of flat lists {field, value, ...} with id, attempt, starts, crashes, and the run's own fields
+--        claimed  list of flat lists {field, value, ...} with id, attempt, starts before this one, crashes, and the run's own fields
 --        parked   list of {run id, gate}
 --        gone     how many messages stood for nothing any more
 --        more     1 = the bound was reached, call again
@@ -36,13 +36,14 @@ local function lease(run)
     write('ZREM', prefix .. 'reservations', run.id)
   end
   to_leased(run, worker, lease_ms)
+  local starts = run.starts
   if start == 1 then
     set(run, 'starts', run.starts + 1)
     if run.started == '' then set(run, 'started', now) end
   end
   enter(run, start == 1 and 'Running' or 'Pending', 'Claimed by ' .. worker .. '.')
   claimed[#claimed + 1] = {
-    'id', run.id, 'attempt', run.attempt, 'starts', run.starts, 'crashes', run.crashes, 'kind', run.kind, 'flow', run.flow,
+    'id', run.id, 'attempt', run.attempt, 'starts', starts, 'crashes', run.crashes, 'kind', run.kind, 'flow', run.flow,
     'name', run.name, 'dep', run.dep, 'revision', deployment[1] or '', 'dep_name', deployment[2] or '', 'params', more[1] or '',
     'tags', run.tags, 'queue', run.queue, 'due', run.due, 'ready', run.ready, 'parent', run.parent, 'sched', run.sched, 'by', more[2] or '',
   }
@@ -61,7 +62,8 @@ local function take(stream, message, id)
     leave(run)
     return to_resumed(run)
   end
-  if present(run.expires) and tonumber(run.expires) <= now then
+  -- Only its first start can come too late: one that has begun is gone on with.
+  if run.attempt == 0 and present(run.expires) and tonumber(run.expires) <= now then
     leave_and_free(run)
     enter(run, 'Cancelled', 'It expired before a worker was free.')
     return to_ended(run)

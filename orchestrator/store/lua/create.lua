@@ -9,7 +9,8 @@ local answers, keyed, flows = {}, {}, {}
 local function same_work(run, fields)
   local wanted = {}
   for i = 1, #fields, 2 do wanted[fields[i]] = fields[i + 1] end
-  return run.flow == wanted.flow and run.dep == (wanted.dep or '') and (redis.call('HGET', run.key, 'params') or '') == (wanted.params or '')
+  local params = run.new and run.params or redis.call('HGET', run.key, 'params') or ''
+  return run.flow == wanted.flow and run.dep == (wanted.dep or '') and params == (wanted.params or '')
 end
 
 local function full_gate(run)
@@ -21,9 +22,9 @@ end
 for _, item in ipairs(items) do
   local id, due, idem, expires, tags, fields = item[1], item[2], item[3], item[4], item[5], item[6]
   local holder = idem ~= '' and (keyed[idem] or redis.call('GET', prefix .. 'idempotency:' .. idem))
-  local existing = load_run(holder or id)
+  local existing = holder and load_run(holder) or load_run(id)
   if existing then
-    local same = not holder or existing.new or same_work(existing, fields)
+    local same = existing.id == id or same_work(existing, fields)
     answers[#answers + 1] = {same and 'existing' or 'conflict', existing.id, existing.name}
   else
     local run = new_run(id, fields, tags, due or now)

@@ -14,7 +14,7 @@
 
 local schedules = prefix .. 'schedules:' .. deployment
 local stored = redis.call('HMGET', schedules, slug .. ':generation', slug .. ':mark')
-if tonumber(stored[1]) ~= generation or stored[2] ~= old_mark then return {'stale', 0} end
+if tonumber(stored[1]) ~= generation or stored[2] ~= old_mark or new_mark < tonumber(old_mark) then return {'stale', 0} end
 local created = 0
 for _, item in ipairs(items) do
   local id, due = item[1], item[2]

@@ -5,10 +5,11 @@
 --      slug       str  the schedule
 --      definition str  the schedule, msgpack; '' = remove it
 --      active     int  1 = plan its runs
--- RETURN {generation, how many planned runs were deleted}
+-- RETURN {generation, how many planned runs were deleted}; {0, 0} if the deployment is gone
 
 local key, schedules = prefix .. 'deployment:' .. deployment, prefix .. 'schedules:' .. deployment
 local planned = prefix .. 'planned:' .. deployment .. ':' .. slug
+if redis.call('HEXISTS', key, 'id') == 0 then return {0, 0} end
 local generation = tonumber(redis.call('HGET', key, 'generation') or 0) + 1
 local deleted = 0
 for _, id in ipairs(redis.call('ZRANGE', planned, 0, -1)) do
