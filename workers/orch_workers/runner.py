@@ -30,13 +30,13 @@ from orchestrator.exceptions import ConfigurationError, ObjectNotFound, StoreUna
 from orchestrator.models import Deployment, LogLine, Worker
 from orchestrator.settings import child_environment, load
 from orchestrator.states import StateType
-from orchestrator.store.runs import ClaimRequest
+from orchestrator.store.answers import ClaimRequest
 
 if TYPE_CHECKING:
     from orchestrator.metrics import WorkerMetrics
     from orchestrator.store import Store
+    from orchestrator.store.answers import ClaimedRun, Claims, Delivery
     from orchestrator.store.pools import Control
-    from orchestrator.store.runs import ClaimedRun, Claims, Delivery
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ TRUST = 13 / 15
 """The part of a lease after which its runs are killed if no renewal was accepted: nobody else starts them before it is over."""
 
 BLOCK = timedelta(seconds=5)
-QUEUES_S = 30.0
+QUEUES_S = 60.0
 TICK_S = 1.0
 IDLE_TICK_S = 5.0
 BACKLOG_BYTES = 16 * 1024 * 1024
@@ -159,7 +159,7 @@ class Supervisor:
             self._refresh_queues: now + QUEUES_S,
             self._tick: now + TICK_S,
         }
-        deployments = [found for found in self._store.deployments.all(pool=self._pool) if found.pool == self._pool]
+        deployments = self._store.deployments.all(pool=self._pool)
         for deployment in deployments:
             self._deployments[deployment.id] = deployment
         newest = sorted(deployments, key=lambda found: found.updated or self._started, reverse=True)
