@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
+from weakref import ref
 
 from orchestrator.exceptions import OrchError
 from orchestrator.futures import Future, FutureList
@@ -47,19 +48,28 @@ class Producers:
         """``task_run`` returned this value."""
         if type(value) in _UNTRACEABLE:
             return
-        self._known[id(value)] = (value, task_run)
+        try:
+            held: Any = ref(value)
+        except TypeError:
+            held = value  # a str, a list: no weak references to these
+        self._known[id(value)] = (held, task_run)
         if len(self._known) >= self._sweep_at:
             self._sweep()
 
     def of(self, value: Any) -> str | None:
         """The task run that returned this very object."""
         found = self._known.get(id(value))
-        return None if found is None else found[1]
+        if found is None:
+            return None
+        held, task_run = found
+        # Where the object has died, another may have its address.
+        return task_run if held is value or (type(held) is ref and held() is value) else None
 
     def _sweep(self) -> None:
-        # Two references: our tuple and the call's own. Nobody can pass on what nobody else holds.
         for key in list(self._known):
-            if sys.getrefcount(self._known[key][0]) <= 2:
+            held = self._known[key][0]
+            # Three references: our tuple, our name for it here, and the call's own. Nobody can pass on what nobody holds.
+            if held() is None if type(held) is ref else sys.getrefcount(held) <= 3:
                 del self._known[key]
         self._sweep_at = max(_KEPT, 2 * len(self._known))
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrator import allow_failure, flow, quote, runtime, tags, task
+from orchestrator.context import FlowRunContext
 from orchestrator.exceptions import InvalidName, MissingContextError, ParameterBindError, RunTimedOut, UnfinishedRun
 from orchestrator.models import TaskRun
 from orchestrator.states import Completed, Failed, State
@@ -431,25 +432,30 @@ def test_a_result_that_is_passed_on_is_an_edge(recording: Recording) -> None:
 
 def test_results_are_not_kept_alive_for_the_edges(recording: Recording) -> None:
     class Big:
-        alive = 0
-
-        def __init__(self) -> None:
-            Big.alive += 1
-
-        def __del__(self) -> None:
-            Big.alive -= 1
+        pass
 
     @task
-    def make() -> Big:
-        return Big()
+    def make(kind: Any) -> Any:
+        return kind()
 
-    def body() -> int:
-        for _ in range(200):
-            make()
+    def body() -> tuple[int, int]:
+        last = [make(Big), make(list)]
+        for _ in range(100):
+            make(Big)
+            make(list)
         recording.link.flush()
-        return Big.alive
+        context = FlowRunContext.get()
+        assert context is not None
+        for _ in range(300):
+            make(list)
+            recording.link.flush()
+        gc.collect()
+        assert [context.producers.of(value) is not None for value in last] == [True, True]
+        return sum(isinstance(thing, Big) for thing in gc.get_objects()), len(context.producers._known)
 
-    assert in_flow(body) < 40
+    alive, known = in_flow(body)
+    assert alive == 1
+    assert known < 20
 
 
 def test_containers_without_futures_are_passed_as_they_are() -> None:
