@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from orchestrator.models import Deployment
     from orchestrator.settings import Settings
-    from orchestrator.store.runs import ClaimedRun
+    from orchestrator.store.answers import ClaimedRun
 
 DEFAULT_LIMIT = 10
 """Runs at a time where ``--limit`` is not given. Most flows mostly wait for something, so it is not the number of cores."""

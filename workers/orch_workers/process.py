@@ -118,7 +118,7 @@ class ProcessExecutor:
     def tick(self) -> None:
         """Read throttled output on, kill children that linger, let go of warm children that are no longer needed."""
         throttled, self._throttled = self._throttled, []
-        for resume in throttled:
+        for resume in throttled if not self._is_held else ():
             resume()
         now = clock.monotonic()
         for job, child in self._children.items():

@@ -104,6 +104,8 @@ class Supervisor:
         self._deployments: dict[str, Deployment] = {}
         self._delivered: list[Delivery] = []
         self._asked_for = 0
+        self._unwritten = 0  # bytes that runs have said since all that they said was written
+        self._is_held = False
         self._may_have_more = True
         self._is_handed = False  # pending deliveries of a broken connection may wait for us
         self._control_after = "0"
@@ -289,6 +291,12 @@ class Supervisor:
                 self._take_reply(reply)
             if self._relay.claims is not None:
                 self._take_claims(self._relay.claims, now)
+            if self._relay.is_idle:
+                self._unwritten = 0
+        is_held = self._unwritten > BACKLOG_BYTES
+        if is_held != self._is_held:
+            self._is_held = is_held
+            self._executor.hold(is_held)
         for job in list(self._to_hand_back.values()):
             if self._ask(partial(self._store.runs.hand_back, job.run.id, job.run.attempt)) is None:
                 break
@@ -404,6 +412,7 @@ class Supervisor:
 
     def frames(self, job: Job, data: bytes) -> None:
         """See Host."""
+        self._unwritten += len(data)
         try:
             for frame in self._frames[job].feed(data):
                 self._take_frame(job, frame)
@@ -424,6 +433,7 @@ class Supervisor:
         """See Host."""
         level = logging.INFO if stream == "stdout" else _STDERR_LEVEL
         at = clock.now()
+        self._unwritten += sum(map(len, lines))
         self._log(job, [LogLine(at, level, stream, line, job.run.attempt) for line in lines])
 
     def failed(self, job: Job, message: str, traceback: str) -> None:

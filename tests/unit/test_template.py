@@ -1,0 +1,188 @@
+"""A template process: what it says to its supervisor, and what its children find ready. The test is the supervisor."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+
+from orchestrator.engine import template as module
+from orchestrator.engine.template import UNTRUSTED
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks")
+
+FLOW = """
+import sys
+from pathlib import Path
+from orchestrator import flow
+
+BEFORE = set(sys.modules)
+
+@flow
+def tells_imports() -> list[str]:
+    return sorted(set(sys.modules) - BEFORE)
+
+@flow
+def waits() -> None:
+    import signal
+    signal.pause()
+"""
+
+
+class Supervisor:
+    """A template and the supervisor's ends of its sockets."""
+
+    def __init__(self, folder: Path, function: str, mode: str = "fork") -> None:
+        self.socket, theirs = socket.socketpair()
+        self.socket.settimeout(30)
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "orchestrator.engine.template", str(theirs.fileno())], pass_fds=[theirs.fileno()]
+            )
+        self._unpacker = msgpack.Unpacker()
+        spec = {"entrypoint": f"flows.py:{function}", "path": str(folder), "pull": [], "env": {}, "mode": mode}
+        self.spec = spec
+        self.send("load", spec)
+
+    def send(self, *message: Any) -> None:
+        self.socket.sendall(msgpack.packb(message))
+
+    def receive(self) -> list[Any]:
+        while True:
+            for message in self._unpacker:
+                return list(message)
+            data = self.socket.recv(65536)
+            assert data, "the template has closed its socket"
+            self._unpacker.feed(data)
+
+    def fork(self) -> tuple[int, socket.socket]:
+        """A new child: its pid and our end of its frames socket."""
+        ours, theirs = socket.socketpair()
+        ours.settimeout(30)
+        with theirs, Path(os.devnull).open("wb") as null:
+            descriptors = [theirs.fileno(), null.fileno(), null.fileno()]
+            socket.send_fds(self.socket, [msgpack.packb(["fork", 1])], descriptors)
+        kind, token, pid, problem = self.receive()
+        assert (kind, token, problem) == ("child", 1, "")
+        return pid, ours
+
+    def run(self, frames: socket.socket) -> None:
+        """Give a child its run."""
+        run = {"id": "0197a000-0000-7000-8000-000000000001", "attempt": 1, "run_count": 0, "crash_count": 0, "flow": "f"}
+        run |= {"name": "n", "parameters": {}, "tags": [], "due_ms": 0, "parent": None, "deployment": {}}
+        frames.sendall(msgpack.packb(["run", {**run, **self.spec}]))
+
+    def close(self) -> None:
+        self.socket.close()
+        self.process.wait(timeout=30)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "flows.py").write_text(FLOW)
+    return tmp_path
+
+
+@pytest.fixture
+def waiting(folder: Path) -> Iterator[Supervisor]:
+    """A template whose flow waits for ever."""
+    supervisor = Supervisor(folder, "waits")
+    yield supervisor
+    supervisor.close()
+
+
+def frames_until_end(frames: socket.socket) -> list[list[Any]]:
+    unpacker, found = msgpack.Unpacker(), []
+    while data := frames.recv(65536):
+        unpacker.feed(data)
+        found += list(unpacker)
+    return found
+
+
+def test_it_reports_the_projects_files_and_nothing_installed(waiting: Supervisor, folder: Path) -> None:
+    kind, files = waiting.receive()
+    assert kind == "loaded"
+    assert [file for file, _, _ in files] == [str(folder / "flows.py")]
+
+
+def test_a_run_imports_nothing_that_its_template_could_have_imported(folder: Path) -> None:
+    supervisor = Supervisor(folder, "tells_imports")
+    assert supervisor.receive()[0] == "loaded"
+    _, frames = supervisor.fork()
+    supervisor.run(frames)
+    [end] = [frame for frame in frames_until_end(frames) if frame[0] == "end"]
+    assert end[2] == "COMPLETED"
+    imported = [name for name in msgpack.unpackb(end[5]) if name.startswith("orchestrator")]
+    assert imported == []
+    frames.close()
+    supervisor.close()
+
+
+def test_a_child_stays_a_zombie_until_its_supervisor_has_dealt_with_it(waiting: Supervisor) -> None:
+    waiting.receive()
+    pid, frames = waiting.fork()
+    os.kill(pid, signal.SIGKILL)
+    assert waiting.receive() == ["exit", pid, signal.SIGKILL, ""]
+    assert Path(f"/proc/{pid}").exists()
+    waiting.send("reap", pid)
+    second, other = waiting.fork()  # answered after the burial
+    assert not Path(f"/proc/{pid}").exists()
+    assert second != pid
+    frames.close()
+    other.close()
+
+
+def test_a_child_whose_time_is_up_is_killed_without_being_told_again(waiting: Supervisor) -> None:
+    waiting.receive()
+    pid, frames = waiting.fork()
+    waiting.send("trust", [[pid, time.monotonic() + 0.05]])
+    assert waiting.receive() == ["exit", pid, signal.SIGKILL, UNTRUSTED]
+    frames.close()
+
+
+def test_a_child_whose_run_never_comes_exits_quietly(waiting: Supervisor) -> None:
+    waiting.receive()
+    pid, frames = waiting.fork()
+    frames.close()
+    assert waiting.receive() == ["exit", pid, 0, ""]
+
+
+def test_a_module_that_does_not_load_is_told_with_its_traceback(folder: Path) -> None:
+    (folder / "flows.py").write_text("1 / 0  # here\n")
+    supervisor = Supervisor(folder, "waits")
+    kind, message, traceback = supervisor.receive()
+    assert kind == "failed"
+    assert "ZeroDivisionError" in message
+    assert "# here" in traceback
+    supervisor.close()
+
+
+def test_a_module_that_exits_is_told_as_a_failure_to_load(folder: Path) -> None:
+    (folder / "flows.py").write_text("import sys\nsys.exit(4)\n")
+    supervisor = Supervisor(folder, "waits")
+    assert supervisor.receive()[0] == "failed"
+    supervisor.close()
+
+
+def test_a_module_with_a_thread_is_not_forked(folder: Path) -> None:
+    thread = "\nimport threading\nthreading.Thread(target=threading.Event().wait, daemon=True, name='busy').start()\n"
+    (folder / "flows.py").write_text(FLOW + thread)
+    supervisor = Supervisor(folder, "waits")
+    kind, why = supervisor.receive()
+    assert (kind, "busy" in why) == ("unsafe", True)
+    supervisor.close()
+
+
+def test_a_file_that_changes_while_it_is_loaded_counts_as_changed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_imported_files", lambda: {str(folder / "flows.py")})
+    [[_, mtime_ns, size]] = module.project_files(started_ms=0)
+    assert (mtime_ns, size) == (0, len(FLOW))
