@@ -13,7 +13,7 @@ from orch_cli.options import DURATION, all_option, dry_run_option, run_filter_op
 from orch_cli.output import Printer, shows
 from orch_cli.selection import act_on, matching, named_or_matching
 from orch_cli.views import LOG, RUN
-from orch_cli.watch import TIMED_OUT, TimeIsOver, follow, outcome, watch_run
+from orch_cli.watch import TIMED_OUT, RunLog, TimeIsOver, follow, outcome, watch_run
 from orchestrator.exceptions import Refused
 from orchestrator.models import LogLine, Run, RunFilter
 from orchestrator.states import State
@@ -64,9 +64,10 @@ def logs(out: Printer[LogLine], run: str, following: bool, tail: int | None) -> 
         while page := store.runs.read_log(found.id, after=lines[-1].id if lines else ""):
             lines += page
         shown = lines[len(lines) - min(tail, len(lines)) :] if tail is not None else lines
+        log = RunLog(store, found.id)
         if out.is_for_people:
             for line in shown:
-                output.write_log_line(line.at, line.level, line.logger, line.message)
+                log.write(line)
         else:
             out.many(shown)
         if not following:
@@ -75,7 +76,7 @@ def logs(out: Printer[LogLine], run: str, following: bool, tail: int | None) -> 
             if isinstance(item, State):
                 continue
             if out.is_for_people:
-                output.write_log_line(item.at, item.level, item.logger, item.message)
+                log.write(item)
             else:
                 out.many([item])
 

@@ -480,15 +480,19 @@ def _serialize(data: Any, form: str) -> str:
 # --- logs -----------------------------------------------------------------------------------------------------------------
 
 
-def write_log_line(at: datetime, level: int, logger: str, message: str) -> None:
-    """One line of a run's log on stdout: local time, level, text; a text of several lines is indented below its first."""
+def write_log_line(at: datetime, level: int, logger: str, message: str, task_run: str = "") -> None:
+    """One line of a run's log on stdout: local time, level, text; a text of several lines is indented below its first.
+
+    ``task_run`` is the name of the task run that it is about, if any.
+    """
     terminal = is_terminal()
     level_name = _LEVELS.get(level, str(level))
     moment = at.astimezone().strftime("%H:%M:%S.%f")[:-3] if terminal else str(plain(at))
     source = level_name if logger not in ("stdout", "stderr") else logger
+    whose = f"Task run '{clean(task_run)}' - " if task_run else ""
     first, *others = clean(message).rstrip("\n").split("\n")
     color = _LEVEL_COLORS.get(level_name)
-    write(f"{_paint(moment, sys.stdout, fg='bright_black')} {_paint(source.ljust(7), sys.stdout, fg=color)} {first}")
+    write(f"{_paint(moment, sys.stdout, fg='bright_black')} {_paint(source.ljust(7), sys.stdout, fg=color)} {whose}{first}")
     indent = " " * (len(moment) + 9)
     for line in others:
         write(indent + line)

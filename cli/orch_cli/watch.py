@@ -19,12 +19,37 @@ if TYPE_CHECKING:
     from orchestrator.store import Store
 
 TIMED_OUT = 124
+_SHARE = 10
 _PAUSE_S = 0.5
 _EXIT_CODES = {StateType.COMPLETED: 0, StateType.FAILED: 1, StateType.CRASHED: 1, StateType.CANCELLED: 7}
 
 
 class TimeIsOver(Exception):
     """The time given with ``--timeout`` is over."""
+
+
+class RunLog:
+    """Writes the lines of one run's log, each with the name of the task run that it is about."""
+
+    def __init__(self, store: Store, run: str) -> None:
+        self._store = store
+        self._run = run
+        self._names: dict[str, str] = {}
+        self._read_again_at = 0.0
+
+    def write(self, line: LogLine) -> None:
+        """One line, for people."""
+        output.write_log_line(line.at, line.level, line.logger, line.message, self._name(line.task_run))
+
+    def _name(self, task_run: str | None) -> str:
+        """Names are read together. A flow may begin thousands of task runs meanwhile, so reading gets a tenth of the time."""
+        if task_run is None:
+            return ""
+        now = clock.monotonic()
+        if task_run not in self._names and now >= self._read_again_at:
+            self._names = {task.id: task.name for task in self._store.runs.tasks(self._run)}
+            self._read_again_at = clock.monotonic() + _SHARE * (clock.monotonic() - now)
+        return self._names.get(task_run, "")
 
 
 def outcome(state: State) -> int:
@@ -36,6 +61,7 @@ def watch_run(store: Store, run: Run, timeout: timedelta | None, out: output.Pri
     """Show the run's log and states until it ends; answer its outcome, or 124 when the time is over."""
     explain_waiting(store, run)
     last = ""
+    log = RunLog(store, run.id)
     try:
         for item in follow(store, run.id, timeout):
             if out.format == "jsonl":
@@ -43,7 +69,7 @@ def watch_run(store: Store, run: Run, timeout: timedelta | None, out: output.Pri
             elif not out.is_for_people:
                 continue
             elif isinstance(item, LogLine):
-                output.write_log_line(item.at, item.level, item.logger, item.message)
+                log.write(item)
             elif item.name != last:
                 output.say_state(run.name, item)
                 last = item.name
