@@ -7,7 +7,7 @@ import time
 from bench.measure import Measure
 from bench.stage import POOL, Stage
 from orchestrator.states import State, StateType
-from orchestrator.store.runs import End
+from orchestrator.store.answers import End
 
 PARAMETERS = {"region": "eu", "days": 3}
 

@@ -66,7 +66,8 @@ class Run:
     """One run as the store knows it.
 
     ``place`` is due, queued, parked, leased, paused or ended; ``gate`` what a parked run waits for.
-    ``attempt`` counts claims and is the fence; ``run_count`` counts starts of the body; ``crash_count`` lost processes.
+    ``worker`` holds it, or held it last. ``attempt`` counts claims and is the fence; ``run_count`` counts starts of the body;
+    ``crash_count`` lost processes.
     """
 
     id: str

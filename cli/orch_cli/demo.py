@@ -217,7 +217,7 @@ def _watch(store: Store, slug: str) -> Run:
     """Run a deployment, show its states and its log until it has ended, and return it as it is then."""
     from orch_cli.views import RUN
     from orch_cli.watch import watch_run
-    from orchestrator.engine.names import generate
+    from orchestrator.names import generate
 
     output.say(f"\n$ orch deployment run {slug} --watch")
     deployment = store.deployments.get(slug)

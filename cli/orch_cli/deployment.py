@@ -99,7 +99,7 @@ def run(
     With --watch the exit code is 0 for Completed, 1 for Failed and Crashed, 7 for Cancelled, 124 when --timeout is over.
     """
     from orchestrator.deployments.parameters import parse_parameters
-    from orchestrator.engine.names import generate
+    from orchestrator.names import generate
 
     if start_in is not None and start_at is not None:
         raise Usage("--start-in and --start-at exclude each other.")

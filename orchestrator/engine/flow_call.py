@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import clock, states
+from orchestrator import clock, names, states
 from orchestrator.context import FlowRunContext, TagsContext
-from orchestrator.engine import names, outcomes
+from orchestrator.engine import outcomes
 from orchestrator.engine.drive import Call, Hook
 from orchestrator.engine.inputs import Producers, resolve, states_of
 from orchestrator.engine.interruption import cancel_message, state_of_interruption

@@ -21,7 +21,7 @@ from orchestrator.engine.protocol import Frame
 from orchestrator.exceptions import OrchError, StoreUnavailable
 from orchestrator.models import LogLine, NewRun, TaskRun, as_json
 from orchestrator.states import State, StateType
-from orchestrator.store.runs import ClaimRequest, Claims, End, Lapsed, Turn
+from orchestrator.store.answers import ClaimRequest, Claims, End, Lapsed, Start, Turn
 
 if TYPE_CHECKING:
     from orchestrator.store import Store
@@ -56,6 +56,7 @@ class _Log:
 
     lines: deque[LogLine] = field(default_factory=deque)
     dropped: int = 0
+    _told: int = 0
 
     def add(self, line: LogLine, limit: int) -> None:
         if len(self.lines) >= limit:
@@ -65,16 +66,18 @@ class _Log:
 
     def take(self) -> list[LogLine]:
         taken = [self.lines.popleft() for _ in range(min(len(self.lines), _LINES_A_CALL))]
-        if self.dropped and taken:
-            told = f"{self.dropped} log lines before this one were dropped: Redis could not be reached."
+        self._told, self.dropped = self.dropped, 0
+        if self._told:
+            told = f"{self._told} log lines before this one were dropped: Redis could not be reached."
             taken.insert(0, LogLine(taken[0].at, logging.WARNING, "orchestrator", told, taken[0].attempt))
-        self.dropped = 0
         return taken
 
-    def put_back(self, taken: Iterable[LogLine], limit: int) -> None:
+    def put_back(self, taken: list[LogLine], limit: int) -> None:
+        self.dropped += self._told
         waiting, self.lines = self.lines, deque()
-        for line in (*taken, *waiting):
+        for line in (*taken[bool(self._told) :], *waiting):
             self.add(line, limit)
+        self._told = 0
 
 
 @dataclass(slots=True)
@@ -295,10 +298,17 @@ class Relay:
     def _exchange(self) -> None:
         """Starts, log lines, task runs, ends and the claim that follows them, in one round trip."""
         ending = [
-            (tracked, _end_of(tracked.end, tracked.attempt)) for tracked in self._runs.values() if tracked.end is not None
+            (tracked, _end_of(tracked.end, tracked.attempt))
+            for tracked in self._runs.values()
+            if tracked.end is not None and self._is_told_in_one_turn(tracked)
         ]
+        moment = clock.now()
         turn = Turn(
-            starts=[(tracked.id, tracked.attempt, state.name) for tracked in self._runs.values() for state in tracked.starts],
+            starts=[
+                Start(tracked.id, tracked.attempt, state.name, moment - state.timestamp)
+                for tracked in self._runs.values()
+                for state in tracked.starts
+            ],
             logs=self._take_logs(),
             tasks=[
                 (tracked.id, tracked.attempt, list(tracked.changed.values())[:_ROWS_A_CALL])
@@ -330,6 +340,11 @@ class Relay:
         for (tracked, _), answer in zip(ending, answers, strict=True):
             self._finished(tracked, answer)
 
+    def _is_told_in_one_turn(self, tracked: _Tracked) -> bool:
+        """What does not fit goes first: after the end nobody may write task runs, and readers of the log stop at it."""
+        kept = self._logs.get(tracked.id)
+        return len(tracked.changed) <= _ROWS_A_CALL and (kept is None or len(kept.lines) <= _LINES_A_CALL)
+
     def _note_written(self, turn: Turn) -> None:
         self._logs = {run: kept for run, kept in self._logs.items() if kept.lines}
         for tracked in self._runs.values():
@@ -350,7 +365,7 @@ class Relay:
     def _bury(self) -> None:
         # Subflows before the run that called them: children were opened later.
         for tracked in reversed(list(self._runs.values())):
-            if tracked.death is not None:
+            if tracked.death is not None and not tracked.changed:
                 lapsed = self._guarded(self._store.runs.report_death, tracked.id, tracked.attempt, tracked.death)
                 self._finished(tracked, _death_answer(lapsed))
 

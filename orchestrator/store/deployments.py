@@ -17,7 +17,8 @@ from orchestrator.models import Deployment, RunFilter, Schedule
 from orchestrator.store.client import Redis
 from orchestrator.store.limits import Limits, deployment_gate
 from orchestrator.store.queries import Queries
-from orchestrator.store.runs import Runs, pack, unpack
+from orchestrator.store.records import pack, unpack
+from orchestrator.store.runs import Runs
 from orchestrator.store.scripts import Scripts
 
 _TEXTS = (

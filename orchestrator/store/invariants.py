@@ -159,8 +159,8 @@ def _state_problems(run: _Run) -> Iterator[str]:
         yield f"is {run['place']} and {run['state']}"
     if bool(run["gate"]) != (run["place"] == "parked"):
         yield f"is {run['place']} and waits at the gate {run['gate']!r}"
-    if bool(run["worker"]) != (run["place"] == "leased"):
-        yield f"is {run['place']} and held by the worker {run['worker']!r}"
+    if run["place"] == "leased" and not run["worker"]:
+        yield "is leased to nobody"
 
 
 def _message(run: _Run) -> tuple[str, str, str]:

@@ -12,9 +12,9 @@ from orchestrator import clock
 from orchestrator.exceptions import ObjectAlreadyExists, ObjectNotFound, OrchError, Refused
 from orchestrator.keys import GROUP, PRIORITIES, Keys, check_name, lengthen
 from orchestrator.models import Worker, WorkPool, WorkQueue
+from orchestrator.store.answers import Delivery
 from orchestrator.store.client import Redis
 from orchestrator.store.limits import Limits, pool_gate, queue_gate
-from orchestrator.store.runs import Delivery
 from orchestrator.store.scripts import Scripts
 
 POOL_TYPES = ("process",)

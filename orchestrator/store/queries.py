@@ -12,7 +12,8 @@ from orchestrator.models import LogLine, Page, Run, RunFilter
 from orchestrator.states import STATE_TYPES, State
 from orchestrator.store.client import Redis
 from orchestrator.store.events import Events
-from orchestrator.store.runs import Runs, read_line
+from orchestrator.store.records import read_line
+from orchestrator.store.runs import Runs
 
 _BATCH = 200
 _BLOCK = timedelta(seconds=5)

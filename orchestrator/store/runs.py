@@ -7,25 +7,33 @@ exists where one must. See the header of ``lua/<operation>.lua`` for what each d
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-import msgpack
-
-from orchestrator import clock, keys
-from orchestrator.exceptions import ObjectNotFound, PayloadTooLarge
+from orchestrator import clock, keys, names
+from orchestrator.exceptions import ObjectNotFound
 from orchestrator.keys import Keys, lengthen, shorten
-from orchestrator.models import Created, Deployment, HistoryEntry, LogLine, NewRun, Run, Schedule, TaskRun
-from orchestrator.states import STATE_TYPES, State, StateType, canonical_name
+from orchestrator.models import Created, Deployment, LogLine, NewRun, Run, Schedule, TaskRun
+from orchestrator.states import State, StateType, canonical_name
+from orchestrator.store.answers import (
+    Change,
+    ClaimedRun,
+    Claims,
+    Delivery,
+    End,
+    Lapsed,
+    Planned,
+    Released,
+    Start,
+    Turn,
+    Turned,
+)
 from orchestrator.store.client import Redis
+from orchestrator.store.records import moment_of, pack, pack_line, pack_task, read_line, read_run, read_task, unpack
 from orchestrator.store.scripts import Scripts
 
 T = TypeVar("T")
-
-INLINE_LIMIT = 256 * 1024
-"""Bytes of packed parameters, or of a packed result, that a run may carry."""
 
 MESSAGE_LIMIT = 2000
 """Characters of a state's message that are kept."""
@@ -33,148 +41,6 @@ MESSAGE_LIMIT = 2000
 LOG_LINES_KEPT = 100_000
 _LATE_AFTER_MS = 15_000
 _DEFAULT_PAUSE = timedelta(hours=1)
-
-
-class Delivery(NamedTuple):
-    """A message that a blocked read handed to this worker: the stream (below the prefix), the message's id, the run's id."""
-
-    stream: str
-    message: str
-    run: str
-
-
-@dataclass(slots=True)
-class ClaimedRun:
-    """All that a worker needs to execute a run that it now holds under ``attempt``.
-
-    ``run_count`` counts the starts of the body before this one; ``due`` is when the run was meant to start.
-    ``revision`` is that of the deployment, for caching what was loaded of it; 0 = the deployment is gone, or there is none.
-    """
-
-    id: str
-    attempt: int
-    run_count: int
-    crash_count: int
-    kind: str
-    flow: str
-    name: str
-    deployment: str | None
-    deployment_name: str | None
-    revision: int
-    parameters: dict[str, Any]
-    tags: tuple[str, ...]
-    pool: str
-    queue: str
-    due: datetime
-    parent: str | None
-    schedule: str | None
-    created_by: str = ""
-
-
-@dataclass(slots=True)
-class Claims:
-    """What a claim brought. ``parked``: (run, gate). ``more``: the script's bound was reached, claim again."""
-
-    claimed: list[ClaimedRun]
-    parked: list[tuple[str, str]]
-    gone: int
-    more: bool
-
-
-@dataclass(slots=True)
-class End:
-    """How an attempt ended. ``result`` is packed; ``retry_in`` goes with an AwaitingRetry state."""
-
-    run: str
-    attempt: int
-    state: State
-    result: bytes = b""
-    retry_in: timedelta | None = None
-
-
-class ClaimRequest(NamedTuple):
-    """The arguments of ``claim``."""
-
-    worker: str
-    pool: str
-    queues: Sequence[str]
-    free: int
-    delivered: Sequence[Delivery] = ()
-
-
-@dataclass(slots=True)
-class Turn:
-    """Everything for one ``exchange``.
-
-    ``starts``: (run, attempt, the state's name), as for ``start``; ``tasks``: (run, attempt, task runs). The claim comes last:
-    its ``free`` may count the slots that ``ends`` make free.
-    """
-
-    starts: Sequence[tuple[str, int, str]] = ()
-    logs: Mapping[str, Sequence[LogLine]] = field(default_factory=dict)
-    tasks: Sequence[tuple[str, int, Sequence[TaskRun]]] = ()
-    ends: Sequence[End] = ()
-    claim: ClaimRequest | None = None
-
-
-@dataclass(slots=True)
-class Turned:
-    """The answers to a Turn: what of starts, logs and tasks was refused; per end as ``finish``; as ``claim``."""
-
-    refused: list[Exception]
-    ends: list[str] | Exception
-    claims: Claims | Exception | None
-
-
-@dataclass(frozen=True, slots=True)
-class Released:
-    """How many due runs were queued, and when the next one is due (None = none is waiting)."""
-
-    count: int
-    next_due: datetime | None
-
-
-class Lapsed(NamedTuple):
-    """What became of runs whose process is gone. ``seen`` counts leases looked at."""
-
-    requeued: int
-    crashed: int
-    cancelled: int
-    seen: int
-
-
-class Change(NamedTuple):
-    """The answer to a change of one run: ok, refused, superseded or missing; and the run's state."""
-
-    answer: str
-    state: str
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """The answer to a plan: created or stale (the schedule changed, or another scheduler was first); and how many are new."""
-
-    answer: str
-    count: int
-
-
-def pack(value: Any) -> bytes:
-    """A value in the wire format: msgpack of None, bool, int, float, str, bytes, list and dict.
-
-    Raises PayloadTooLarge beyond 256 KiB, TypeError for other types.
-    """
-    packed: bytes = msgpack.packb(value, use_bin_type=True)
-    if len(packed) > INLINE_LIMIT:
-        raise PayloadTooLarge(
-            f"{len(packed):,} bytes are more than a run may carry ({INLINE_LIMIT:,}).",
-            hint="Put the data into a file or a table and pass its path or key.",
-        )
-    return packed
-
-
-def unpack(packed: bytes) -> Any:
-    """The value that ``pack`` was given (tuples come back as lists)."""
-    return msgpack.unpackb(packed, raw=False, strict_map_key=False)
 
 
 def _tags(tags: Iterable[str]) -> list[str]:
@@ -191,17 +57,13 @@ def _text(value: bytes) -> str:
     return value.decode()
 
 
-def _moment(value: bytes | None) -> datetime | None:
-    return clock.from_ms(int(value)) if value else None
-
-
 class Runs:
     """Operations on runs of one namespace."""
 
-    def __init__(self, client: Redis, scripts: Scripts, names: Keys, lease: timedelta) -> None:
+    def __init__(self, client: Redis, scripts: Scripts, own_keys: Keys, lease: timedelta) -> None:
         self._client = client
         self._scripts = scripts
-        self._keys = names
+        self._keys = own_keys
         self._lease_ms = round(lease / timedelta(milliseconds=1))
 
     # --- birth -------------------------------------------------------------------------------------------------------
@@ -220,6 +82,7 @@ class Runs:
 
     def _new_item(self, run: NewRun) -> list[Any]:
         run.id = run.id or keys.new_id()
+        run.name = run.name or names.generate()
         idempotency = ""
         if run.idempotency_key is not None:
             scope = shorten(run.deployment) if run.deployment else run.flow
@@ -319,7 +182,7 @@ class Runs:
     def release_due(self, limit: int = 100) -> Released:
         """Queue runs whose time has come, at most ``limit``."""
         count, next_due = self._scripts.call("release_due", limit=limit)
-        return Released(int(count), _moment(next_due) if isinstance(next_due, bytes) else clock.from_ms(int(next_due)))
+        return Released(int(count), moment_of(next_due) if isinstance(next_due, bytes) else clock.from_ms(int(next_due)))
 
     def claim(
         self,
@@ -345,9 +208,7 @@ class Runs:
 
         A part that the store refuses is an exception in its place; the others are done all the same.
         """
-        parts: list[tuple[str, dict[str, Any]]] = []
-        for run, attempt, name in turn.starts:
-            parts.append(("set_state", self._set_state_arguments(run, State(StateType.RUNNING, name), attempt, None)))
+        parts: list[tuple[str, dict[str, Any]]] = [("set_state", self._start_arguments(start)) for start in turn.starts]
         if turn.logs:
             parts.append(("append_log", _log_arguments(turn.logs)))
         for run, attempt, tasks in turn.tasks:
@@ -503,16 +364,15 @@ class Runs:
         """Enter a state if the table allows it: under a fence (the worker's), or as an operator (attempt 0)."""
         return self._change("set_state", **self._set_state_arguments(run, state, attempt, due))
 
-    def start(self, starts: Sequence[tuple[str, int, str]]) -> list[Change]:
-        """Bodies have started: (run, attempt, the state's name) -> Running, run_count + 1. One round trip."""
-        calls = [
-            ("set_state", self._set_state_arguments(run, State(StateType.RUNNING, name), attempt, None))
-            for run, attempt, name in starts
-        ]
-        return [
-            Change(_text(answer), _text(state) if isinstance(state, bytes) else str(state))
-            for answer, state in self._scripts.call_many(calls)
-        ]
+    def start(self, starts: Sequence[Start]) -> list[Change]:
+        """Bodies have started: Running, run_count + 1. One round trip."""
+        answers = self._scripts.call_many([("set_state", self._start_arguments(start)) for start in starts])
+        return [Change(_text(answer), _text(state) if isinstance(state, bytes) else str(state)) for answer, state in answers]
+
+    def _start_arguments(self, start: Start) -> dict[str, Any]:
+        state = State(StateType.RUNNING, start.name)
+        ago_ms = max(0, round(start.ago / timedelta(milliseconds=1)))
+        return {**self._set_state_arguments(start.run, state, start.attempt, None), "ago_ms": ago_ms}
 
     def _set_state_arguments(self, run: str, state: State, attempt: int, due: datetime | None) -> dict[str, Any]:
         return {
@@ -523,6 +383,7 @@ class Runs:
             "message": _message(state.message),
             "due": clock.to_ms(due) if due else "",
             "wait_ms": round(_DEFAULT_PAUSE / timedelta(milliseconds=1)),
+            "ago_ms": 0,
         }
 
     def retry(self, run: str, message: str = "Retried on request.", parameters: Mapping[str, Any] | None = None) -> Change:
@@ -566,7 +427,7 @@ class Runs:
     def tasks(self, run: str) -> list[TaskRun]:
         """The task runs of a flow run, in the order of their start."""
         stored = self._client.hgetall(self._keys.tasks(shorten(run)))
-        tasks = [_read_task(lengthen(short), packed) for short, packed in stored.items()]
+        tasks = [read_task(lengthen(short), packed) for short, packed in stored.items()]
         return sorted(tasks, key=lambda task: (task.started or task.state.timestamp, task.id))
 
     # --- reading -------------------------------------------------------------------------------------------------------
@@ -588,7 +449,7 @@ class Runs:
         for short in deployments:
             pipeline.hget(self._keys.deployment(short.decode()), "name")
         names = dict(zip(deployments, pipeline.execute(), strict=True)) if deployments else {}
-        return [_read_run(run, fields, names) if fields else None for run, fields in zip(runs, stored, strict=True)]
+        return [read_run(run, fields, names) if fields else None for run, fields in zip(runs, stored, strict=True)]
 
     def result(self, run: str) -> bytes:
         """The packed result of an ended run, empty where none is kept."""
@@ -633,108 +494,13 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def _pack_line(line: LogLine) -> bytes:
-    packed: bytes = msgpack.packb([clock.to_ms(line.at), line.level, line.logger, line.message, line.attempt, line.task_run])
-    return packed
-
-
-def read_line(entry: bytes, packed: bytes) -> LogLine:
-    """One entry of a log stream."""
-    at, level, logger, message, attempt, task_run = msgpack.unpackb(packed)
-    return LogLine(clock.from_ms(at), level, logger, message, attempt, task_run, entry.decode())
-
-
 def _log_arguments(batches: Mapping[str, Sequence[LogLine]]) -> dict[str, Any]:
-    items = [[shorten(run), [_pack_line(line) for line in lines]] for run, lines in batches.items() if lines]
+    items = [[shorten(run), [pack_line(line) for line in lines]] for run, lines in batches.items() if lines]
     return {"items": items, "kept": LOG_LINES_KEPT}
 
 
 def _task_arguments(run: str, attempt: int, tasks: Sequence[TaskRun]) -> dict[str, Any]:
     items: list[Any] = []
     for task in tasks:
-        items += [shorten(task.id), _pack_task(task)]
+        items += [shorten(task.id), pack_task(task)]
     return {"run": shorten(run), "attempt": attempt, "items": items}
-
-
-def _pack_task(task: TaskRun) -> bytes:
-    def ms(moment: datetime | None) -> int | None:
-        return clock.to_ms(moment) if moment else None
-
-    state = task.state
-    packed: bytes = msgpack.packb(
-        [
-            *(task.name, task.key, task.index, state.type.value, state.name, state.message, ms(state.timestamp)),
-            *(ms(task.started), ms(task.ended), task.run_count, list(task.upstream), task.parent, list(task.tags)),
-        ]
-    )
-    return packed
-
-
-def _read_task(task: str, packed: bytes) -> TaskRun:
-    def moment(ms: int | None) -> datetime | None:
-        return clock.from_ms(ms) if ms else None
-
-    name, key, index, kind, label, message, at, started, ended, count, upstream, parent, tags = msgpack.unpackb(packed)
-    return TaskRun(
-        id=task,
-        name=name,
-        key=key,
-        index=index,
-        state=State(StateType(kind), label, message, timestamp=clock.from_ms(at)),
-        started=moment(started),
-        ended=moment(ended),
-        run_count=count,
-        upstream=tuple(upstream),
-        parent=parent,
-        tags=tuple(tags),
-    )
-
-
-def _read_history(packed: bytes) -> list[HistoryEntry]:
-    unpacker = msgpack.Unpacker(raw=False)
-    unpacker.feed(packed)
-    return [HistoryEntry(name, clock.from_ms(int(at)), int(attempt), message) for name, at, attempt, message in unpacker]
-
-
-def _read_run(run: str, fields: dict[bytes, bytes], deployments: Mapping[bytes, bytes | None]) -> Run:
-    def text(name: bytes) -> str:
-        return fields.get(name, b"").decode()
-
-    def number(name: bytes, default: int = 0) -> int:
-        return int(fields.get(name, default))
-
-    name = text(b"state")
-    state = State(STATE_TYPES[name], text(b"label") or name, text(b"message"), timestamp=clock.from_ms(number(b"at")))
-    deployment = fields.get(b"dep")
-    deployment_name = deployments.get(deployment) if deployment else None
-    return Run(
-        id=run,
-        kind=text(b"kind"),
-        name=text(b"name"),
-        flow=text(b"flow"),
-        state=state,
-        place=text(b"place"),
-        gate=text(b"gate") or None,
-        deployment=lengthen(deployment) if deployment else None,
-        deployment_name=deployment_name.decode() if deployment_name else None,
-        pool=text(b"pool"),
-        queue=text(b"queue"),
-        priority=keys.PRIORITIES[number(b"prio", 1)],
-        parameters=unpack(fields[b"params"]) if fields.get(b"params") else {},
-        tags=tuple(text(b"tags").split("\n")) if fields.get(b"tags") else (),
-        created=clock.from_ms(number(b"created")),
-        due=clock.from_ms(number(b"ready") or number(b"due")),
-        started=_moment(fields.get(b"started")),
-        ended=_moment(fields.get(b"ended")),
-        attempt=number(b"attempt"),
-        run_count=number(b"starts"),
-        crash_count=number(b"crashes"),
-        crash_budget=number(b"budget", 1),
-        worker=text(b"worker") or None,
-        parent=lengthen(fields[b"parent"]) if fields.get(b"parent") else None,
-        schedule=text(b"sched") or None,
-        created_by=text(b"by"),
-        expires=_moment(fields.get(b"expires")),
-        history=_read_history(fields.get(b"history", b"")),
-        has_result=b"result" in fields,
-    )

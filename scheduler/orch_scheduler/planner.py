@@ -13,8 +13,7 @@ import uuid
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from orchestrator import clock, schedules
-from orchestrator.engine import names
+from orchestrator import clock, names, schedules
 from orchestrator.models import Deployment, Schedule
 from orchestrator.store import Store
 

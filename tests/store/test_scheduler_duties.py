@@ -14,7 +14,7 @@ from orchestrator.models import Deployment, NewRun, RunFilter, Schedule
 from orchestrator.settings import Settings
 from orchestrator.states import Completed
 from orchestrator.store import Store, open_store
-from orchestrator.store.runs import End
+from orchestrator.store.answers import End
 
 NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
 

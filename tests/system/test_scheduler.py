@@ -6,6 +6,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from itertools import pairwise
 
 import pytest
 
@@ -71,7 +72,7 @@ def test_no_fire_is_missed_or_doubled_while_schedulers_are_killed(store: Store, 
     eventually(lambda: store.pools.queues("p")[0].depth >= 7)
     store.deployments.pause("f/d")
     due = sorted(run.due for run in store.queries.runs().runs)
-    assert [later - earlier for earlier, later in zip(due, due[1:], strict=False)] == [timedelta(seconds=1)] * (len(due) - 1)
+    assert [later - earlier for earlier, later in pairwise(due)] == [timedelta(seconds=1)] * (len(due) - 1)
 
 
 def test_a_scheduler_goes_on_by_itself_when_redis_comes_back(start: Start, settings: Settings) -> None:

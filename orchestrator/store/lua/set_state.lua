@@ -12,6 +12,7 @@
 --      message str  why
 --      due     str  for Scheduled and AwaitingRetry: when, ms; '' = now
 --      wait_ms int  for Paused and Suspended: how long it may wait
+--      ago_ms  int  for Running: so long ago the body started; the report waited for company
 -- RETURN {'ok', state before} | {'refused', state} | {'superseded', attempt} | {'missing', ''}
 
 local REACHABLE = {
@@ -28,9 +29,10 @@ if found.place == 'ended' or not REACHABLE[state] or not TRANSITIONS[before][sta
   return {'refused', before}
 end
 if state == 'Running' then
-  enter(found, state, message, label)
+  local began = math.max(now - ago_ms, tonumber(found.at))
+  enter(found, state, message, label, began)
   set(found, 'starts', found.starts + 1)
-  if found.started == '' then set(found, 'started', now) end
+  if found.started == '' then set(found, 'started', began) end
   return {'ok', before}
 end
 -- A run without a pool lives in its own process alone: it cannot go on anywhere else.

@@ -81,17 +81,18 @@ local function extended(history, entry)
   return string.sub(history, place + 1) .. cmsgpack.pack(entry)
 end
 
--- Enter a state, if the table allows it. Moves the state index, extends the history, tells the feed.
-local function enter(run, state, message, label)
+-- Enter a state (`since` a moment, now if not given), if the table allows it. Moves the state index, extends the history, tells the feed.
+local function enter(run, state, message, label, since)
   if run.state ~= '' and not TRANSITIONS[run.state][state] then return false end
   if run.state ~= '' and run.state ~= state then write('ZREM', index_key('state', run.state), run.id) end
   local waits = state == 'Scheduled' or state == 'Late' or state == 'AwaitingRetry' or state == 'AwaitingConcurrencySlot'
-  write('ZADD', index_key('state', state), waits and run.ready or now, run.id)
+  since = since or now
+  write('ZADD', index_key('state', state), waits and run.ready or since, run.id)
   set(run, 'state', state)
   set(run, 'label', label ~= state and label or '')
   set(run, 'message', message or '')
-  set(run, 'at', now)
-  set(run, 'history', extended(run.history, {present(label) and label or state, now, run.attempt, message or ''}))
+  set(run, 'at', since)
+  set(run, 'history', extended(run.history, {present(label) and label or state, since, run.attempt, message or ''}))
   emit('run.' .. state, 'r', run.id, 'f', run.flow, 'a', run.attempt)
   return true
 end
@@ -126,7 +127,6 @@ local function leave(run)
     set(run, 'gate', '')
   elseif place == 'leased' then
     write('ZREM', prefix .. 'leases', run.id)
-    set(run, 'worker', '')
   elseif place == 'paused' then
     write('ZREM', prefix .. 'paused', run.id)
   elseif place == 'ended' then

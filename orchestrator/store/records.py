@@ -1,0 +1,144 @@
+"""How runs, log lines and task runs stand in Redis: msgpack, and the fields of a run's hash."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import msgpack
+
+from orchestrator import clock, keys
+from orchestrator.exceptions import PayloadTooLarge
+from orchestrator.keys import lengthen
+from orchestrator.models import HistoryEntry, LogLine, Run, TaskRun
+from orchestrator.states import STATE_TYPES, State, StateType
+
+INLINE_LIMIT = 256 * 1024
+"""Bytes of packed parameters, or of a packed result, that a run may carry."""
+
+
+def pack(value: Any) -> bytes:
+    """A value in the wire format: msgpack of None, bool, int, float, str, bytes, list and dict.
+
+    Raises PayloadTooLarge beyond 256 KiB, TypeError for other types.
+    """
+    packed: bytes = msgpack.packb(value, use_bin_type=True)
+    if len(packed) > INLINE_LIMIT:
+        raise PayloadTooLarge(
+            f"{len(packed):,} bytes are more than a run may carry ({INLINE_LIMIT:,}).",
+            hint="Put the data into a file or a table and pass its path or key.",
+        )
+    return packed
+
+
+def unpack(packed: bytes) -> Any:
+    """The value that ``pack`` was given (tuples come back as lists)."""
+    return msgpack.unpackb(packed, raw=False, strict_map_key=False)
+
+
+def pack_line(line: LogLine) -> bytes:
+    """One line as it stands in a log stream."""
+    packed: bytes = msgpack.packb([clock.to_ms(line.at), line.level, line.logger, line.message, line.attempt, line.task_run])
+    return packed
+
+
+def read_line(entry: bytes, packed: bytes) -> LogLine:
+    """One entry of a log stream."""
+    at, level, logger, message, attempt, task_run = msgpack.unpackb(packed)
+    return LogLine(clock.from_ms(at), level, logger, message, attempt, task_run, entry.decode())
+
+
+def pack_task(task: TaskRun) -> bytes:
+    """A task run as it stands in its flow run's hash of tasks."""
+
+    def ms(moment: datetime | None) -> int | None:
+        return clock.to_ms(moment) if moment else None
+
+    state = task.state
+    packed: bytes = msgpack.packb(
+        [
+            *(task.name, task.key, task.index, state.type.value, state.name, state.message, ms(state.timestamp)),
+            *(ms(task.started), ms(task.ended), task.run_count, list(task.upstream), task.parent, list(task.tags)),
+        ]
+    )
+    return packed
+
+
+def read_task(task: str, packed: bytes) -> TaskRun:
+    """The task run that ``pack_task`` packed."""
+
+    def moment(ms: int | None) -> datetime | None:
+        return clock.from_ms(ms) if ms else None
+
+    name, key, index, kind, label, message, at, started, ended, count, upstream, parent, tags = msgpack.unpackb(packed)
+    return TaskRun(
+        id=task,
+        name=name,
+        key=key,
+        index=index,
+        state=State(StateType(kind), label, message, timestamp=clock.from_ms(at)),
+        started=moment(started),
+        ended=moment(ended),
+        run_count=count,
+        upstream=tuple(upstream),
+        parent=parent,
+        tags=tuple(tags),
+    )
+
+
+def _read_history(packed: bytes) -> list[HistoryEntry]:
+    unpacker = msgpack.Unpacker(raw=False)
+    unpacker.feed(packed)
+    return [HistoryEntry(name, clock.from_ms(int(at)), int(attempt), message) for name, at, attempt, message in unpacker]
+
+
+def read_run(run: str, fields: dict[bytes, bytes], deployments: Mapping[bytes, bytes | None]) -> Run:
+    """The run of a hash. ``deployments``: stored deployment id -> its name."""
+
+    def text(name: bytes) -> str:
+        return fields.get(name, b"").decode()
+
+    def number(name: bytes, default: int = 0) -> int:
+        return int(fields.get(name, default))
+
+    name = text(b"state")
+    state = State(STATE_TYPES[name], text(b"label") or name, text(b"message"), timestamp=clock.from_ms(number(b"at")))
+    deployment = fields.get(b"dep")
+    deployment_name = deployments.get(deployment) if deployment else None
+    return Run(
+        id=run,
+        kind=text(b"kind"),
+        name=text(b"name"),
+        flow=text(b"flow"),
+        state=state,
+        place=text(b"place"),
+        gate=text(b"gate") or None,
+        deployment=lengthen(deployment) if deployment else None,
+        deployment_name=deployment_name.decode() if deployment_name else None,
+        pool=text(b"pool"),
+        queue=text(b"queue"),
+        priority=keys.PRIORITIES[number(b"prio", 1)],
+        parameters=unpack(fields[b"params"]) if fields.get(b"params") else {},
+        tags=tuple(text(b"tags").split("\n")) if fields.get(b"tags") else (),
+        created=clock.from_ms(number(b"created")),
+        due=clock.from_ms(number(b"ready") or number(b"due")),
+        started=moment_of(fields.get(b"started")),
+        ended=moment_of(fields.get(b"ended")),
+        attempt=number(b"attempt"),
+        run_count=number(b"starts"),
+        crash_count=number(b"crashes"),
+        crash_budget=number(b"budget", 1),
+        worker=text(b"worker") or None,
+        parent=lengthen(fields[b"parent"]) if fields.get(b"parent") else None,
+        schedule=text(b"sched") or None,
+        created_by=text(b"by"),
+        expires=moment_of(fields.get(b"expires")),
+        history=_read_history(fields.get(b"history", b"")),
+        has_result=b"result" in fields,
+    )
+
+
+def moment_of(value: bytes | None) -> datetime | None:
+    """A stored time in ms; None where none is stored."""
+    return clock.from_ms(int(value)) if value else None
