@@ -9,6 +9,7 @@ import sys
 import tomllib
 from contextlib import redirect_stdout
 from dataclasses import fields
+from inspect import signature
 from io import StringIO
 from pathlib import Path
 from urllib.request import urlopen
@@ -18,7 +19,7 @@ import pytest
 
 from documents import DOCS, ROOT, Block, anchors, blocks, links, orch_commands, pages, parse, prose, rows
 from orch_cli.main import SECTIONS, TOPICS, orch
-from orchestrator import settings
+from orchestrator import Flow, Task, settings
 from orchestrator.deployments import file as project_file
 from orchestrator.metrics import WorkerMetrics
 from orchestrator.settings import NAMES, Settings, about
@@ -132,6 +133,27 @@ def test_the_exit_codes_are_those_of_the_code() -> None:
     table = rows(DOCS / "command-line.md", "code", "meaning")
     expected = [line.split(maxsplit=1) for line in TOPICS["exit-codes"].splitlines()]
     assert [[code, meaning.replace("`", "")] for code, meaning in table] == expected
+
+
+@pytest.mark.parametrize(("decorator", "made"), [("@flow", Flow), ("@task", Task)])
+def test_the_arguments_of_decorators_are_those_of_the_code(decorator: str, made: type) -> None:
+    table = rows(DOCS / "flows-and-tasks.md", f"argument of `{decorator}`", "meaning")
+    listed = {name for row in table for name in re.findall(r"`(\w+)`", row[0])}
+    assert listed <= set(signature(made).parameters)
+    assert set(signature(made).parameters) - listed - {"fn"} <= {"description", "version"}
+
+
+def test_every_key_of_a_deployment_and_a_schedule_is_one_that_is_read() -> None:
+    for page, known in (("deployments.md", project_file._DEPLOYMENT_KEYS), ("schedules.md", project_file._SCHEDULE_KEYS)):
+        listed = {name for row in rows(DOCS / page, "key", "meaning") for name in re.findall(r"`(\w+)`", row[0])}
+        assert listed <= set(known)
+
+
+def test_every_make_target_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {target for page in PAGES for target in re.findall(r"(?:`|\$ )make ([a-z-]+)", page.read_text())}
+    assert named
+    assert named <= targets
 
 
 def test_the_metrics_are_those_of_the_code() -> None:
