@@ -1,0 +1,522 @@
+"""The relay: frames of many children on one side, few calls of a store that may be away on the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator import clock
+from orchestrator.engine import protocol
+from orchestrator.engine.protocol import Frame
+from orchestrator.engine.relay import Relay
+from orchestrator.exceptions import ObjectNotFound, StoreUnavailable
+from orchestrator.models import LogLine, NewRun, TaskRun
+from orchestrator.states import State, StateType
+from orchestrator.store.answers import ClaimRequest, Claims, End, Lapsed, Turn, Turned
+
+
+@dataclass
+class FakeStore:
+    """Keeps what it is told; away while ``is_away``; ``refuses`` holds runs that it will not take ends or openings of."""
+
+    is_away: bool = False
+    calls: int = 0
+    opened: list[NewRun] = field(default_factory=list)
+    starts: list[tuple[str, int, str]] = field(default_factory=list)
+    lines: dict[str, list[LogLine]] = field(default_factory=dict)
+    tasks: dict[str, dict[str, TaskRun]] = field(default_factory=dict)
+    ends: list[End] = field(default_factory=list)
+    deaths: list[tuple[str, int, str]] = field(default_factory=list)
+    claims: list[ClaimRequest] = field(default_factory=list)
+    refuses: set[str] = field(default_factory=set)
+    variables: dict[str, Any] = field(default_factory=dict)
+    order: list[str] = field(default_factory=list)
+
+    @property
+    def runs(self) -> FakeStore:
+        return self
+
+    @property
+    def documents(self) -> FakeStore:
+        return self
+
+    def _call(self) -> None:
+        self.calls += 1
+        if self.is_away:
+            raise StoreUnavailable("away")
+
+    def create_leased(self, run: NewRun, worker: str) -> Any:
+        self._call()
+        if run.id in self.refuses:
+            raise ValueError("no")
+        self.opened.append(run)
+        self.order.append(f"open {run.id}")
+        return SimpleNamespace(attempt=1)
+
+    def exchange(self, turn: Turn) -> Turned:
+        self._call()
+        self.starts += [(start.run, start.attempt, start.name) for start in turn.starts]
+        for run, lines in turn.logs.items():
+            self.lines.setdefault(run, []).extend(lines)
+        for run, _, tasks in turn.tasks:
+            assert run not in {end.run for end in self.ends}, "nobody may write task runs after the end"
+            self.tasks.setdefault(run, {}).update((task.id, task) for task in tasks)
+        if turn.claim:
+            self.claims.append(turn.claim)
+        self.order += [f"start {s.run}" for s in turn.starts] + [f"log {r}" for r in turn.logs]
+        ends: list[str] | Exception = [self._end(end) for end in turn.ends]
+        if self.refuses & {end.run for end in turn.ends}:
+            ends = ValueError("no")
+        return Turned([], ends, Claims([], [], 0, False) if turn.claim else None)
+
+    def finish(self, ends: Sequence[End]) -> list[str]:
+        self._call()
+        if self.refuses & {end.run for end in ends}:
+            raise ValueError("no")
+        return [self._end(end) for end in ends]
+
+    def _end(self, end: End) -> str:
+        self.order.append(f"end {end.run}")
+        known = {(known.run, known.attempt) for known in self.ends}
+        self.ends.append(end)
+        return "again" if (end.run, end.attempt) in known else "ok"
+
+    def report_death(self, run: str, attempt: int, reason: str) -> Lapsed:
+        self._call()
+        self.deaths.append((run, attempt, reason))
+        return Lapsed(0, 1, 0, 1)
+
+    def get_variable(self, name: str) -> Any:
+        self._call()
+        if name not in self.variables:
+            raise ObjectNotFound(f"no {name}", hint="set it")
+        return self.variables[name]
+
+    def set_variable(self, name: str, value: Any, *, tags: tuple[str, ...], overwrite: bool) -> Any:
+        self._call()
+        self.variables[name] = value
+        return value
+
+    def unset_variable(self, name: str) -> None:
+        self._call()
+        del self.variables[name]
+
+
+@pytest.fixture
+def store() -> FakeStore:
+    return FakeStore()
+
+
+@pytest.fixture
+def relay(store: FakeStore) -> Relay:
+    return relay_on(store)
+
+
+def relay_on(store: FakeStore, **options: Any) -> Relay:
+    return Relay(cast(Any, store), "worker", **options)
+
+
+def log(run: str, *texts: str) -> Frame:
+    return ["log", run, [[n, 20, "l", text, None] for n, text in enumerate(texts)]]
+
+
+def end(run: str, name: str = "Completed", **changes: Any) -> Frame:
+    kind = {"Completed": "COMPLETED", "AwaitingRetry": "SCHEDULED"}.get(name, "FAILED")
+    return ["end", run, kind, name, "", b"", changes.get("retry_in_ms")]
+
+
+def opening(run: str, parent: str | None = None) -> Frame:
+    return ["open", 0, {"id": run, "flow": "f", "name": "n", "parent": parent, "tags": ["t"], "crash_budget": 1}]
+
+
+def tasks(run: str, *names: str, state: StateType = StateType.COMPLETED) -> Frame:
+    rows = [protocol.task_row(TaskRun(name, name, "t", 0, State(state, timestamp=clock.from_ms(0)))) for name in names]
+    return ["tasks", run, [list(row) for row in rows]]
+
+
+def answers(replies: Sequence[Any]) -> list[Frame]:
+    return [reply.frame for reply in replies]
+
+
+# When it writes
+
+
+def test_nothing_to_write_means_no_deadline(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 3)
+    assert relay.deadline is None
+    assert relay.is_idle
+    assert relay.flush(0.0) == []
+    assert store.calls == 0
+
+
+@pytest.mark.parametrize("frame", [["start", "r", "Running", 0], log("r", "x"), tasks("r", "t"), opening("s", "r")])
+def test_most_frames_wait_for_company(frame: Frame, relay: Relay) -> None:
+    relay.adopt("child", "r", 1)
+    relay.feed("child", frame, 10.0)
+    assert relay.deadline == 10.05
+    relay.feed("child", log("r", "later"), 10.04)
+    assert relay.deadline == 10.05
+
+
+@pytest.mark.parametrize("frame", [end("r"), ["ask", 1, "get_variable", ["x"]]])
+def test_an_end_and_a_question_are_urgent(frame: Frame, relay: Relay) -> None:
+    relay.adopt("child", "r", 1)
+    relay.feed("child", log("r", "x"), 10.0)
+    relay.feed("child", frame, 10.01)
+    assert relay.deadline == 10.01
+
+
+def test_all_that_one_turn_has_is_one_call(relay: Relay, store: FakeStore) -> None:
+    for n in range(20):
+        relay.adopt(n, f"r{n}", 1)
+        for frame in (["start", f"r{n}", "Running", 0], log(f"r{n}", "x"), tasks(f"r{n}", f"t{n}"), end(f"r{n}")):
+            relay.feed(n, frame, 0.0)
+    replies = relay.flush(0.0)
+    assert store.calls == 1
+    assert [(reply.child, reply.frame) for reply in replies] == [(n, ["ended", f"r{n}", "ok"]) for n in range(20)]
+    assert relay.is_idle
+    assert relay.leases() == []
+
+
+# What it writes
+
+
+def test_a_run_is_told_from_start_to_end_under_its_attempt(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 7)
+    for frame in (
+        ["start", "r", "Running", 5],
+        log("r", "one", "two"),
+        ["start", "r", "Retrying", 9],
+        tasks("r", "t"),
+        end("r"),
+    ):
+        relay.feed("child", frame, 0.0)
+    relay.flush(0.0)
+    assert store.starts == [("r", 7, "Running"), ("r", 7, "Retrying")]
+    assert [(line.message, line.attempt) for line in store.lines["r"]] == [("one", 7), ("two", 7)]
+    assert list(store.tasks["r"]) == ["t"]
+    assert [(e.run, e.attempt, e.state.name, e.retry_in) for e in store.ends] == [("r", 7, "Completed", None)]
+
+
+def test_a_start_that_the_claim_has_counted_is_not_told_again(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 1, started=True)
+    relay.feed("child", ["start", "r", "Running", 0], 0.0)
+    assert relay.is_idle
+    relay.feed("child", ["start", "r", "Retrying", 0], 0.0)
+    relay.flush(1.0)
+    assert store.starts == [("r", 1, "Retrying")]
+
+
+def test_an_opened_run_is_created_before_anything_else_is_said_of_it(relay: Relay, store: FakeStore) -> None:
+    for frame in (opening("root"), log("root", "x"), opening("sub", "root"), tasks("sub", "t"), end("sub"), end("root")):
+        relay.feed("child", frame, 0.0)
+    assert relay.leases() == []
+    replies = relay.flush(0.0)
+    assert store.order == ["open root", "open sub", "log root", "end root", "end sub"]
+    assert [run.parent for run in store.opened] == [None, "root"]
+    assert store.opened[0].tags == ("t",)
+    assert store.lines["root"][0].attempt == 1
+    assert sorted(answers(replies)) == [["ended", "root", "ok"], ["ended", "sub", "ok"]]
+
+
+def test_a_run_that_cannot_be_created_is_refused_and_forgotten(relay: Relay, store: FakeStore) -> None:
+    store.refuses.add("bad")
+    for frame in (opening("bad"), opening("good"), log("bad", "x"), log("good", "y")):
+        relay.feed("child", frame, 0.0)
+    assert answers(relay.flush(0.0)) == [["ended", "bad", "refused"]]
+    assert list(store.lines) == ["good"]
+    relay.feed("child", end("bad"), 0.0)
+    assert relay.child_of("bad") is None
+    assert relay.child_of("good") == "child"
+
+
+def test_a_retry_much_later_is_an_end_too(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 1)
+    relay.feed("child", end("r", "AwaitingRetry", retry_in_ms=60_000), 0.0)
+    relay.flush(0.0)
+    assert (store.ends[0].state.name, store.ends[0].retry_in) == ("AwaitingRetry", timedelta(minutes=1))
+
+
+def test_of_a_task_run_the_last_state_counts(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 1)
+    relay.feed("child", tasks("r", "t", state=StateType.RUNNING), 0.0)
+    relay.feed("child", tasks("r", "t"), 0.0)
+    relay.flush(0.0)
+    assert store.tasks["r"]["t"].state.is_completed()
+
+
+def test_a_run_with_very_much_to_say_says_it_all_before_its_end(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 1)
+    for n in range(0, 3500, 500):
+        relay.feed("child", tasks("r", *(f"t{i}" for i in range(n, n + 500))), 0.0)
+        relay.feed("child", log("r", *(str(i) for i in range(n, n + 500))), 0.0)
+    relay.feed("child", end("r"), 0.0)
+    turns = 0
+    while not relay.is_idle:
+        relay.flush(0.0)
+        turns += 1
+    assert turns <= 5
+    assert len(store.tasks["r"]) == 3500
+    assert [line.message for line in store.lines["r"]] == [str(i) for i in range(3500)]
+    assert len(store.ends) == 1
+
+
+def test_ends_that_cannot_be_written_together_are_written_one_by_one(relay: Relay, store: FakeStore) -> None:
+    store.refuses.add("bad")
+    for run in ("good", "bad"):
+        relay.adopt(run, run, 1)
+        relay.feed(run, end(run), 0.0)
+    assert answers(relay.flush(0.0)) == [["ended", "good", "again"], ["ended", "bad", "refused"]]
+    assert relay.leases() == []
+
+
+def test_the_claim_goes_along_with_the_ends(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 1)
+    relay.feed("child", end("r"), 0.0)
+    asked: list[list[str]] = []
+
+    def claim(ending: list[str]) -> ClaimRequest:
+        asked.append(ending)
+        return ClaimRequest("worker", "pool", ["default"], 1)
+
+    relay.flush(0.0, claim)
+    assert asked == [["r"]]
+    assert len(store.claims) == store.calls == 1
+    assert relay.claims == Claims([], [], 0, False)
+
+
+# Who may say what
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        *(
+            ["start"],
+            ["start", "r"],
+            ["log", "r", 3],
+            ["log", "r", [[1]]],
+            ["tasks", "r", [[1, 2]]],
+            ["end", "r"],
+            ["nonsense"],
+        ),
+        *(
+            ["open", 0, {"unknown": 1}],
+            ["end", "r", "COMPLETED", "Completed", "", None, None],
+            ["end", "r", "X", "Y", "", b"", None],
+        ),
+        *(["end", "r", "RUNNING", "Running", "", b"", None], ["ask", "x"], [None], ["start", None, None, None]),
+    ],
+)
+def test_frames_that_make_no_sense_are_ignored(frame: Frame, relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 1)
+    relay.feed("child", frame, 0.0)
+    relay.flush(0.0)
+    assert store.calls == 0
+    relay.feed("child", end("r"), 0.0)
+    assert answers(relay.flush(0.0)) == [["ended", "r", "ok"]]
+
+
+@settings(max_examples=200)
+@given(
+    frame=st.lists(
+        st.sampled_from(["start", "log", "tasks", "end", "open", "ask", "r", "COMPLETED", "Completed", "", b"", None])
+        | st.integers()
+        | st.lists(st.lists(st.integers() | st.text(), max_size=5), max_size=2)
+        | st.dictionaries(st.sampled_from(["id", "flow", "tags"]), st.integers() | st.text(), max_size=3),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_no_frame_disturbs_the_relay(frame: Frame) -> None:
+    store = FakeStore()
+    relay = relay_on(store)
+    relay.adopt("child", "r", 1)
+    relay.adopt("other", "o", 1)
+    relay.feed("child", frame, 0.0)
+    relay.flush(0.0)
+    relay.feed("other", end("o"), 1.0)
+    assert ["ended", "o", "ok"] in answers(relay.flush(1.0))
+
+
+def test_a_child_speaks_only_for_its_own_runs(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("mine", "r", 1)
+    for frame in (log("r", "x"), end("r"), ["start", "r", "Running", 0], tasks("r", "t")):
+        relay.feed("other", frame, 0.0)
+    assert relay.is_idle
+    assert store.calls == 0
+
+
+def test_a_run_that_was_given_away_is_no_longer_told(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 1)
+    relay.feed("child", ["start", "r", "Running", 0], 0.0)
+    relay.forget("r")
+    relay.feed("child", end("r"), 0.0)
+    relay.flush(1.0)
+    assert (store.starts, store.ends) == ([], [])
+
+
+# Deaths
+
+
+def test_runs_of_a_dead_child_are_reported_subflows_first(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "root", 2)
+    relay.adopt("other", "o", 1)
+    relay.feed("child", opening("sub", "root"), 0.0)
+    relay.flush(0.0)
+    assert relay.leases("child") == [("root", 2), ("sub", 1)]
+    relay.gone("child", "killed by SIGKILL", 1.0)
+    assert relay.deadline == 1.0
+    replies = relay.flush(1.0)
+    assert store.deaths == [("sub", 1, "killed by SIGKILL"), ("root", 2, "killed by SIGKILL")]
+    assert answers(replies) == [["ended", "sub", "crashed"], ["ended", "root", "crashed"]]
+    assert relay.leases() == [("o", 1)]
+
+
+def test_a_child_that_told_its_end_and_died_has_ended(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 1)
+    relay.feed("child", end("r"), 0.0)
+    relay.gone("child", "exit status 0", 0.0)
+    assert answers(relay.flush(0.0)) == [["ended", "r", "ok"]]
+    assert store.deaths == []
+
+
+def test_open_task_runs_of_a_dead_child_have_crashed(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 1)
+    relay.feed("child", tasks("r", "open", state=StateType.RUNNING), 0.0)
+    relay.feed("child", tasks("r", "done"), 0.0)
+    relay.flush(0.0)
+    relay.gone("child", "killed", 1.0)
+    relay.flush(1.0)
+    states = {name: task.state for name, task in store.tasks["r"].items()}
+    assert (states["open"].name, states["open"].message, states["done"].name) == ("Crashed", "killed", "Completed")
+    assert store.deaths
+
+
+def test_the_last_words_of_a_dead_child_are_written(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 1)
+    relay.feed("child", log("r", "last words"), 0.0)
+    relay.gone("child", "killed", 0.0)
+    relay.flush(0.0)
+    line = LogLine(clock.now(), 20, "stdout", "captured late", 1)
+    relay.add_log("r", [line], 1.0)
+    relay.flush(2.0)
+    assert [line.message for line in store.lines["r"]] == ["last words", "captured late"]
+
+
+def test_a_dead_child_gets_no_answers(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 1)
+    relay.feed("child", ["ask", 1, "get_variable", ["x"]], 0.0)
+    relay.gone("child", "killed", 0.0)
+    assert answers(relay.flush(0.0)) == [["ended", "r", "crashed"]]
+
+
+# Questions
+
+
+def test_questions_are_answered_in_order(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 1)
+    relay.feed("child", ["ask", 1, "set_variable", ["x", [1, 2], ["t"], True]], 0.0)
+    relay.feed("child", ["ask", 2, "get_variable", ["x"]], 0.0)
+    relay.feed("child", ["ask", 3, "get_variable", ["y"]], 0.0)
+    relay.feed("child", ["ask", 4, "delete_everything", []], 0.0)
+    replies = answers(relay.flush(0.0))
+    assert replies[:3] == [
+        ["answer", 1, True, [1, 2]],
+        ["answer", 2, True, [1, 2]],
+        ["answer", 3, False, {"type": "ObjectNotFound", "message": "no y", "hint": "set it"}],
+    ]
+    assert replies[3][1:3] == [4, False]
+
+
+# Redis away
+
+
+def test_while_redis_is_away_nothing_is_lost(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 1)
+    store.is_away = True
+    now = 0.0
+    relay.feed("child", opening("s", "r"), now)
+    for n in range(50):
+        relay.feed("child", ["start", "r", "Retrying", n], now)
+        relay.feed("child", log("r", str(n)), now)
+        relay.feed("child", tasks("r", f"t{n}"), now)
+        relay.feed("child", log("s", str(n)), now)
+        if n % 10 == 0:
+            now = relay.deadline or now
+            relay.flush(now)
+    relay.feed("child", end("s"), now)
+    relay.feed("child", end("r"), now)
+    relay.feed("child", ["ask", 1, "get_variable", ["x"]], now)
+    relay.flush(now)
+    store.is_away = False
+    store.variables["x"] = 1
+    replies = []
+    while not relay.is_idle:
+        now = relay.deadline or now
+        replies += answers(relay.flush(now))
+    assert sorted(map(str, replies)) == sorted(map(str, [["ended", "r", "ok"], ["ended", "s", "ok"], ["answer", 1, True, 1]]))
+    assert [line.message for line in store.lines["r"]] == [str(n) for n in range(50)]
+    assert [line.message for line in store.lines["s"]] == [str(n) for n in range(50)]
+    assert len(store.tasks["r"]) == len(store.starts) == 50
+
+
+def test_it_tries_again_after_growing_pauses(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 1)
+    store.is_away = True
+    relay.feed("child", end("r"), 0.0)
+    moments = [0.0]
+    for _ in range(8):
+        relay.flush(moments[-1])
+        relay.feed("child", log("r", "x"), moments[-1])
+        assert relay.deadline is not None
+        moments.append(relay.deadline)
+    pauses = [round(after - before, 3) for before, after in zip(moments, moments[1:], strict=False)]
+    assert pauses == [0.25, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0, 5.0]
+    assert store.calls == 8
+
+
+def test_trouble_is_told_once_an_outage(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 1)
+    for _ in range(2):
+        store.is_away = True
+        told = []
+        for now in (0.0, 1.0, 2.0):
+            relay.feed("child", log("r", "x"), now)
+            told += answers(relay.flush(now))
+        assert [frame[0] for frame in told] == ["trouble"]
+        store.is_away = False
+        relay.flush(10.0)
+
+
+def test_the_oldest_lines_go_first_and_the_log_says_how_many(store: FakeStore) -> None:
+    relay = relay_on(store, log_lines=10)
+    relay.adopt("child", "r", 1)
+    store.is_away = True
+    for n in range(100):
+        relay.feed("child", log("r", str(n)), 0.0)
+        if n % 7 == 0:
+            relay.flush(0.0)
+    store.is_away = False
+    relay.flush(100.0)
+    assert [line.message for line in store.lines["r"]] == [
+        "90 log lines before this one were dropped: Redis could not be reached.",
+        *(str(n) for n in range(90, 100)),
+    ]
+
+
+def test_runs_that_are_not_created_yet_have_no_lease_to_renew(relay: Relay, store: FakeStore) -> None:
+    store.is_away = True
+    relay.feed("child", opening("root"), 0.0)
+    relay.flush(0.0)
+    assert relay.leases() == []
+    store.is_away = False
+    relay.flush(1.0)
+    assert relay.leases() == [("root", 1)]
