@@ -1,8 +1,7 @@
 """The only module that spells a Redis key, and the two spellings of a run's id.
 
 A namespace's keys all begin with ``orch:{<namespace>}:``. The braces make it one Cluster slot, so a script may touch any of
-them. ``Keys`` is that prefix with a method per key; the Lua scripts receive the prefix and build the same keys beneath it
-(``lua/lib/keys.lua``; a test compares the two).
+them. ``Keys`` is that prefix with a method per key; the Lua scripts receive the prefix and build the same keys beneath it.
 
 Ids are UUIDv7. People and Python see the usual text of 36 characters. Redis stores 22: base64 of the sixteen bytes in an
 alphabet whose order is that of ASCII, so that stored ids sort by age too.

@@ -1,6 +1,6 @@
 -- Append lines to the logs of runs that exist. A log lives as long as its run.
 --
--- USES core gates runs
+-- USES core gates runs places
 -- ARGV items packed  a list of {run id, {line, ...}}, each line msgpack
 --      kept  int     lines kept a run, about
 -- RETURN how many lines were written

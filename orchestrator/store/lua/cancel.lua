@@ -1,7 +1,7 @@
 -- Cancel a run: at once where it waits, by asking its worker where it runs.
 --
 -- FLAGS allow-oom
--- USES core gates runs wake
+-- USES core gates runs places wake
 -- ARGV run     str  the run
 --      message str  why
 -- RETURN {'ok', state} | {'refused', state} | {'missing', ''}

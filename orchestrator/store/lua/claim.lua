@@ -3,7 +3,7 @@
 -- First what the worker was already handed by its blocked read, then what stands in the streams, in the order given, until
 -- its free slots are full. Deliveries beyond the free slots go to `resumed`. Looks at 100 messages at the most.
 --
--- USES core gates runs wake
+-- USES core gates runs places wake
 -- ARGV worker    str     who claims
 --      free      int     how many runs it can take
 --      lease_ms  int     length of the lease

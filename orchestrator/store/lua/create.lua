@@ -1,6 +1,6 @@
 -- Create runs, each if it does not exist yet by id or by idempotency key.
 --
--- USES core gates runs
+-- USES core gates runs places
 -- ARGV items packed  a list of {id, due_ms or nil, idempotency ('' or scope:digest), expires_ms or nil, tags, fields}; fields is a flat list
 -- RETURN a list of {answer, id, name}: created | existing | conflict (the key stands for other work)
 

@@ -1,7 +1,7 @@
 -- A draining worker gives a run back; no crash is charged.
 --
 -- FLAGS allow-oom
--- USES core gates runs wake
+-- USES core gates runs places wake
 -- ARGV run     str  the run
 --      attempt int  the caller's attempt
 -- RETURN ok | superseded

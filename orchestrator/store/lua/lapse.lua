@@ -3,7 +3,7 @@
 -- With `run` '', those whose lease is over. With a run, that one, whose child has died, under the fence.
 --
 -- FLAGS allow-oom
--- USES core gates runs wake
+-- USES core gates runs places wake
 -- ARGV run     str  a run's id, or ''
 --      attempt int  its attempt
 --      reason  str  what happened, for the state's message

@@ -1,6 +1,6 @@
 -- Mark runs Late that should have started a while ago and wait in a queue or behind a pause.
 --
--- USES core gates runs
+-- USES core gates runs places
 -- ARGV after_ms int  late means so long past due
 --      limit    int  at most so many
 -- RETURN how many were marked

@@ -1,6 +1,6 @@
 -- Turn a schedule's next fires into runs and move its high-water mark, unless someone else did so first.
 --
--- USES core gates runs
+-- USES core gates runs places
 -- ARGV deployment str     the deployment's id
 --      slug       str     the schedule
 --      generation int     as the planner read it

@@ -1,7 +1,7 @@
 -- Delete runs that ended before a moment, oldest first.
 --
 -- FLAGS allow-oom
--- USES core gates runs
+-- USES core gates runs places
 -- ARGV state     str  one of the four end states
 --      before_ms int  ended before this
 --      limit     int  at most so many

@@ -1,6 +1,6 @@
 -- Mend what a lost write or a restored backup broke, for some runs. The run's hash is the truth.
 --
--- USES core gates runs wake
+-- USES core gates runs places wake
 -- ARGV runs packed  run ids
 -- RETURN a list of {what was mended, run}
 

@@ -1,6 +1,6 @@
 -- Remove members of sorted sets that stand for nothing: slots that nobody holds, waiters that do not wait, runs that are gone.
 --
--- USES core gates runs
+-- USES core gates runs places
 -- ARGV members packed  a list of {sorted set below the prefix, member}
 -- RETURN a list of {what was mended, sorted set}
 

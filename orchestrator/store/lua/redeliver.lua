@@ -1,6 +1,6 @@
 -- Give messages that a dead reader was handed to somebody else: a new message each, the old one deleted.
 --
--- USES core gates runs
+-- USES core gates runs places
 -- ARGV streams packed  stream names below the prefix
 --      idle_ms int     handed out so long ago
 --      worker  str     only what this consumer was handed; '' = anybody's

@@ -1,6 +1,6 @@
 -- Move runs whose time has come from `due` to their work queues.
 --
--- USES core gates runs
+-- USES core gates runs places
 -- ARGV limit int  at most so many
 -- RETURN {how many were moved, the next due time in ms or ''}
 

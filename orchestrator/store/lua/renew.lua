@@ -1,7 +1,7 @@
 -- Extend leases, only of runs that are leased under the caller's attempt.
 --
 -- FLAGS allow-oom
--- USES core gates runs
+-- USES core gates runs places
 -- ARGV lease_ms int     length of the lease from now
 --      items    packed  a list of {run id, attempt}
 -- RETURN per item: ok | cancel (extended; someone asked for it to be cancelled) | ended | lost

@@ -1,6 +1,6 @@
 -- Open an ended run again: a new attempt, a fresh crash budget, no TTL.
 --
--- USES core gates runs
+-- USES core gates runs places
 -- ARGV run     str  the run
 --      message str  who asks
 --      params  str  new parameters, msgpack; '' = as they were

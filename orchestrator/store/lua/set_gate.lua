@@ -2,7 +2,7 @@
 --
 -- Runs that are executing behind a gate without a limit hold no slot there; when it gets one, they are counted first.
 --
--- USES core gates runs wake
+-- USES core gates runs places wake
 -- ARGV gate     str  the gate
 --      limit    str  how many at once; '' = as it is, 'none' = no limit
 --      paused   str  '1', '0', or '' = as it is

@@ -4,7 +4,7 @@
 -- Cancelling are entered by their own operations only; an ended run is reopened by `retry` only; Running needs the fence.
 --
 -- FLAGS allow-oom
--- USES core gates runs wake
+-- USES core gates runs places wake
 -- ARGV run     str  the run
 --      attempt int  the caller's attempt, 0 = an operator
 --      state   str  the state to enter

@@ -1,6 +1,6 @@
 -- Wake waiters: of one gate, or of every gate that has some left over. Reservations that nobody used are given back first.
 --
--- USES core gates runs wake
+-- USES core gates runs places wake
 -- ARGV gate str  a gate's name, or '' for all that are due
 -- RETURN how many runs went on
 

@@ -1,0 +1,110 @@
+-- Every move of a run between its places. See architecture: a run that has not ended is in exactly one place.
+
+local PRIORITY_NAMES = {[0] = 'high', [1] = 'normal', [2] = 'low'}
+local GROUP = 'workers'
+
+-- Take the run out of the place it is in. Freed gates are woken by `wake_freed` at the end of the script.
+local function leave(run)
+  local place = run.place
+  if place == 'due' then
+    write('ZREM', prefix .. 'due', run.id)
+    if present(run.sched) then write('ZREM', prefix .. 'planned:' .. run.dep .. ':' .. run.sched, run.id) end
+  elseif place == 'queued' then
+    local id, stream = string.match(run.msg, '^(%S+) (.*)$')
+    write('XACK', prefix .. stream, GROUP, id)
+    write('XDEL', prefix .. stream, id)
+    set(run, 'msg', '')
+  elseif place == 'parked' then
+    write('ZREM', prefix .. 'parked:' .. run.gate, run.id)
+    set(run, 'gate', '')
+  elseif place == 'leased' then
+    write('ZREM', prefix .. 'leases', run.id)
+  elseif place == 'paused' then
+    write('ZREM', prefix .. 'paused', run.id)
+  elseif place == 'ended' then
+    for _, key in ipairs(kept_keys(run)) do write('PERSIST', key) end
+    set(run, 'ended', '')
+  end
+end
+
+-- Leave, and give back the slots: every move but the one from a queue with a reservation to a worker.
+local function leave_and_free(run)
+  leave(run)
+  free_slots(run)
+end
+
+local function to_due(run, due)
+  set(run, 'place', 'due')
+  write('ZADD', prefix .. 'due', due, run.id)
+  signal()
+end
+
+local function to_stream(run, stream)
+  set(run, 'place', 'queued')
+  later(function()
+    local id = redis.call('XADD', prefix .. stream, '*', 'r', run.id)
+    redis.call('HSET', run.key, 'msg', id .. ' ' .. stream)
+  end)
+end
+
+local function to_queue(run)
+  to_stream(run, 'queue:' .. run.pool .. ':' .. run.queue .. ':' .. PRIORITY_NAMES[run.prio])
+end
+
+local function to_resumed(run)
+  to_stream(run, 'resumed:' .. run.pool)
+end
+
+local function parking_score(run)
+  return run.prio * 1e13 + run.due
+end
+
+local function to_parked(run, gate, score)
+  set(run, 'place', 'parked')
+  set(run, 'gate', gate.name)
+  write('ZADD', prefix .. 'parked:' .. gate.name, score, run.id)
+end
+
+local function to_leased(run, worker, lease_ms)
+  set(run, 'place', 'leased')
+  set(run, 'attempt', run.attempt + 1)
+  set(run, 'worker', worker)
+  write('ZADD', prefix .. 'leases', now + lease_ms, run.id)
+  if present(run.expires) then write('ZREM', prefix .. 'expires', run.id) end
+end
+
+local function to_paused(run, deadline)
+  set(run, 'place', 'paused')
+  write('ZADD', prefix .. 'paused', deadline, run.id)
+end
+
+local function let_expire(run)
+  for _, key in ipairs(kept_keys(run)) do write('PEXPIRE', key, net_ttl()) end
+end
+
+local function to_ended(run)
+  set(run, 'place', 'ended')
+  set(run, 'ended', now)
+  if present(run.expires) then write('ZREM', prefix .. 'expires', run.id) end
+  let_expire(run)
+end
+
+-- Tell the worker that holds the run to stop it now, and not only when it next renews the lease.
+local function tell_worker(run)
+  local control = prefix .. 'control:' .. run.worker
+  write('XADD', control, 'MAXLEN', '~', 1000, '*', 'c', 'cancel', 'r', run.id)
+  write('PEXPIRE', control, 3600000)
+end
+
+-- Scheduled, and on its way to a worker: requeued runs stand before all others.
+local function requeue(run, message)
+  set(run, 'ready', now)
+  if not enter(run, 'Scheduled', message) then return false end
+  to_resumed(run)
+  return true
+end
+
+-- The end of an attempt is recorded, so that the same call made twice can be answered "again".
+local function record_outcome(run, state)
+  set(run, 'outcome', run.attempt .. ' ' .. state)
+end
