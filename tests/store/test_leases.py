@@ -1,0 +1,251 @@
+"""renew, finish, lapse, report_death, hand_back: under a fence, and never twice."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from floor import Floor, missing_run, named
+from orchestrator.models import LogLine, TaskRun
+from orchestrator.states import Completed, Failed, Running, State, StateType
+from orchestrator.store.answers import End
+
+
+def test_a_renewed_lease_does_not_lapse(floor: Floor) -> None:
+    run = floor.pending()
+    floor.wait(10)
+    assert floor.store.runs.renew([(run, 1)]) == ["ok"]
+    floor.wait(14)
+    assert floor.store.runs.lapse().seen == 0
+    floor.wait(2)
+    assert floor.store.runs.lapse().requeued == 1
+
+
+def test_renew_says_what_became_of_each_run(floor: Floor) -> None:
+    ended, lapsed = floor.ended(), floor.running()
+    floor.wait(16)
+    floor.store.runs.lapse()
+    fine, stopped = (floor.submit() for _ in range(2))
+    floor.claim()
+    floor.store.runs.cancel(stopped)
+    leases = [(fine, 1), (stopped, 1), (ended, 1), (lapsed, 1), (fine, 2), (missing_run(), 1)]
+    assert floor.store.runs.renew(leases) == ["ok", "cancel", "ended", "lost", "lost", "lost"]
+    assert floor.store.runs.renew([]) == []
+
+
+def test_a_run_whose_lease_has_vanished_is_lost_to_its_worker(floor: Floor) -> None:
+    run = floor.running()
+    floor.store.client.delete(floor.store.keys.leases)
+    assert floor.store.runs.renew([(run, 1)]) == ["lost"]
+    assert floor.store.runs.reconcile([run]) == [("was missing in leases", run)]
+    assert floor.store.runs.lapse().requeued == 1
+
+
+def test_an_end_is_recorded_once_and_repeating_it_says_again(floor: Floor) -> None:
+    run = floor.running()
+    end = End(run, 1, State(StateType.COMPLETED, "Skipped", "nothing to do"), result=b"\x93\x01")
+    assert [floor.store.runs.finish([end])[0] for _ in range(2)] == ["ok", "again"]
+    found = floor.get(run)
+    assert (found.place, found.state.name, found.state.message, found.has_result) == ("ended", "Skipped", "nothing to do", True)
+    assert (found.ended, found.worker) == (floor.now(), "w")
+    assert floor.store.runs.result(run) == b"\x93\x01"
+    assert floor.store.runs.finish([]) == []
+
+
+def test_an_older_attempt_may_not_finish_a_run(floor: Floor) -> None:
+    run = floor.running()
+    floor.wait(16)
+    floor.store.runs.lapse()
+    floor.claim()
+    assert floor.finish(run, attempt=1) == "superseded"
+    assert floor.finish(run, attempt=3) == "superseded"
+    assert floor.finish(run, attempt=2) == "ok"
+
+
+def test_a_worker_that_finishes_after_its_lease_lapsed_is_superseded(floor: Floor) -> None:
+    # It was told "again" while nobody had claimed the run once more: both attempts counted.
+    run = floor.running()
+    floor.wait(16)
+    floor.store.runs.lapse()
+    assert floor.finish(run, attempt=1) == "superseded"
+
+
+def test_an_end_that_an_operator_decided_otherwise_is_superseded(floor: Floor) -> None:
+    run = floor.running()
+    floor.store.runs.set_state(run, Failed("by hand"))
+    assert floor.finish(run, "Completed", attempt=1) == "superseded"
+    assert floor.finish(run, "Failed", attempt=1) == "again"
+
+
+def test_ends_of_many_runs_are_answered_one_by_one(floor: Floor) -> None:
+    one, two = floor.submit(), floor.submit()
+    floor.claim()
+    ends = [End(one, 1, Completed()), End(two, 7, Completed()), End(one, 1, Completed()), End(missing_run(), 1, Completed())]
+    assert floor.store.runs.finish(ends) == ["ok", "superseded", "again", "superseded"]
+
+
+def test_what_ends_no_attempt_is_our_own_mistake(floor: Floor) -> None:
+    run = floor.pending()
+    with pytest.raises(ValueError, match="does not end an attempt"):
+        floor.store.runs.finish([End(run, 1, Running())])
+    assert floor.place(run) == ("leased", "Pending")
+
+
+def test_a_retry_frees_its_slots_and_waits_in_due(floor: Floor) -> None:
+    floor.store.pools.set_concurrency_limit("p", 1)
+    run, next_run = floor.running(), floor.submit()
+    assert floor.finish(run, "AwaitingRetry", retry_in=timedelta(seconds=60)) == "ok"
+    assert floor.finish(run, "AwaitingRetry", attempt=1, retry_in=timedelta(seconds=60)) == "again"
+    assert floor.place(run) == ("due", "AwaitingRetry")
+    assert floor.get(run).due == floor.after(60)
+    assert [claimed.id for claimed in floor.claim()] == [next_run]
+    floor.finish(next_run)
+    floor.wait(60)
+    assert floor.store.runs.release_due().count == 1
+    assert [(claimed.attempt, claimed.run_count) for claimed in floor.claim()] == [(2, 1)]
+
+
+def test_a_run_that_is_being_cancelled_is_not_retried(floor: Floor) -> None:
+    run = floor.running()
+    floor.store.runs.cancel(run)
+    assert floor.finish(run, "AwaitingRetry", retry_in=timedelta(seconds=1)) == "ok"
+    assert floor.place(run) == ("ended", "Cancelled")
+    assert floor.finish(run, "AwaitingRetry", attempt=1) == "again"
+
+
+def test_the_slot_of_an_ended_run_is_given_on_in_the_same_step(floor: Floor) -> None:
+    floor.store.pools.set_concurrency_limit("p", 1)
+    first, second = floor.running(), floor.submit()
+    floor.claim()
+    assert floor.place(second) == ("parked", "AwaitingConcurrencySlot")
+    floor.finish(first)
+    assert floor.place(second) == ("queued", "Scheduled")
+
+
+def test_everything_of_an_ended_run_expires_by_itself_if_nobody_prunes_it(floor: Floor) -> None:
+    run = floor.running(idempotency_key="k")
+    floor.store.runs.record_tasks(run, 1, [TaskRun(missing_run(), "t", "t", 0, Running())])
+    floor.store.runs.append_log({run: [_line(floor)]})
+    floor.finish(run)
+    floor.store.runs.append_log({run: [_line(floor)]})
+    keys = [floor.key(kind, run) for kind in ("run", "tasks", "log")] + [floor.store.keys.idempotency("f", "k")]
+    days = {round(floor.store.client.pttl(key) / 86_400_000) for key in keys}
+    assert days == {37}
+
+
+def test_a_run_has_exactly_three_starts_when_its_process_dies_each_time(floor: Floor) -> None:
+    run = floor.submit()
+    for attempt in (1, 2, 3):
+        assert [claimed.attempt for claimed in floor.claim(start=True)] == [attempt]
+        floor.wait(16)
+        lapsed = floor.store.runs.lapse()
+        assert (lapsed.requeued, lapsed.crashed) == ((1, 0) if attempt < 3 else (0, 1))
+    found = floor.get(run)
+    assert (found.place, found.state.name, found.crash_count, found.run_count) == ("ended", "Crashed", 3, 3)
+    assert floor.claim() == []
+
+
+def test_a_budget_of_one_means_never_again(floor: Floor) -> None:
+    run = floor.running(crash_budget=1)
+    assert floor.store.runs.report_death(run, 1, "signal 9 (SIGKILL)").crashed == 1
+    found = floor.get(run)
+    assert found.state.name == "Crashed"
+    assert "signal 9 (SIGKILL)" in found.state.message
+
+
+def test_a_reported_death_needs_the_fence_and_counts_once(floor: Floor) -> None:
+    run = floor.running()
+    assert floor.store.runs.report_death(run, 2, "gone").requeued == 0
+    assert floor.store.runs.report_death(run, 1, "gone").requeued == 1
+    assert floor.store.runs.report_death(run, 1, "gone").requeued == 0
+    assert floor.get(run).crash_count == 1
+    assert "gone" in floor.get(run).state.message
+
+
+def test_a_crashed_run_goes_to_the_front(floor: Floor) -> None:
+    run = floor.running()
+    other = floor.submit(priority="high")
+    floor.store.runs.report_death(run, 1, "gone")
+    assert [claimed.id for claimed in floor.claim()] == [run, other]
+
+
+def test_a_run_that_dies_while_it_is_cancelled_is_cancelled(floor: Floor) -> None:
+    run = floor.running()
+    floor.store.runs.cancel(run)
+    floor.wait(16)
+    assert floor.store.runs.lapse().cancelled == 1
+    assert floor.place(run) == ("ended", "Cancelled")
+
+
+def test_lapsed_runs_free_their_slots(floor: Floor) -> None:
+    floor.store.limits.set("tag:a", 1)
+    run, waiting = floor.running(tags=("a",)), floor.submit(tags=("a",))
+    floor.claim()
+    floor.wait(16)
+    floor.store.runs.lapse()
+    assert floor.store.limits.get("tag:a").holders == [waiting]
+    assert {claimed.id for claimed in floor.claim()} == {waiting}
+    assert floor.place(run) == ("parked", "AwaitingConcurrencySlot")
+
+
+def test_a_sweep_takes_a_hundred_leases_at_most(floor: Floor) -> None:
+    for _ in range(120):
+        floor.submit()
+    floor.claim(120)
+    floor.claim(120)
+    floor.wait(16)
+    assert [floor.store.runs.lapse().requeued for _ in range(3)] == [100, 20, 0]
+
+
+def test_a_run_that_is_handed_back_is_charged_nothing_and_goes_to_the_front(floor: Floor) -> None:
+    run = floor.running()
+    other = floor.submit(priority="high")
+    assert [floor.store.runs.hand_back(run, attempt) for attempt in (2, 1, 1)] == ["superseded", "ok", "superseded"]
+    assert floor.get(run).crash_count == 0
+    assert [claimed.id for claimed in floor.claim()] == [run, other]
+    assert floor.store.runs.hand_back(missing_run(), 1) == "superseded"
+
+
+def test_a_cancelled_run_that_is_handed_back_is_cancelled(floor: Floor) -> None:
+    run = floor.running()
+    floor.store.runs.cancel(run)
+    assert floor.store.runs.hand_back(run, 1) == "ok"
+    assert floor.place(run) == ("ended", "Cancelled")
+
+
+def test_task_runs_are_recorded_under_the_fence_only(floor: Floor) -> None:
+    run = floor.running()
+    tasks = [TaskRun(missing_run(), f"t-{i}", "t", i, Completed(), started=floor.after(i)) for i in range(150)]
+    assert floor.store.runs.record_tasks(run, 1, tasks) == "ok"
+    assert floor.store.runs.record_tasks(run, 2, tasks[:1]) == "superseded"
+    assert [task.name for task in floor.store.runs.tasks(run)] == [task.name for task in tasks]
+    floor.finish(run)
+    assert floor.store.runs.record_tasks(run, 1, tasks) == "superseded"
+
+
+def test_lines_of_a_run_that_does_not_exist_are_dropped(floor: Floor) -> None:
+    run = floor.submit()
+    assert floor.store.runs.append_log({run: [_line(floor)] * 3, missing_run(): [_line(floor)], floor.submit(): []}) == 3
+    lines = floor.store.runs.read_log(run)
+    assert len(floor.store.runs.read_log(run, after=lines[0].id)) == 2
+
+
+def test_a_long_message_is_cut(floor: Floor) -> None:
+    run = floor.running()
+    floor.store.runs.finish([End(run, 1, named("Failed", "ä" * 10_000))])
+    assert len(floor.get(run).state.message) == 2000
+    assert floor.get(run).history[-1].message.endswith("…")
+
+
+def test_the_history_of_a_run_that_is_retried_for_ever_keeps_its_younger_part(floor: Floor) -> None:
+    run = floor.running()
+    for _ in range(40):
+        for _ in range(10):
+            floor.store.runs.set_state(run, named("Running", "x" * 100), attempt=1)
+        assert len(floor.snapshot(run)[b"history"]) < 33_000
+    assert {entry.name for entry in floor.get(run).history} == {"Running"}
+
+
+def _line(floor: Floor) -> LogLine:
+    return LogLine(floor.now(), 20, "root", "hello", 1)

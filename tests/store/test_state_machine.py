@@ -1,0 +1,561 @@
+"""All operations at random, by several workers under a clock that jumps, against what must be true of each run."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from floor import named
+from harness import RedisServer
+from orchestrator import clock
+from orchestrator.clock import FrozenClock
+from orchestrator.keys import GROUP, lengthen, new_id, shorten
+from orchestrator.models import Deployment, NewRun, Run, Schedule
+from orchestrator.settings import Settings
+from orchestrator.states import TRANSITIONS
+from orchestrator.store import open_store
+from orchestrator.store.answers import Delivery, End
+from orchestrator.store.invariants import check
+from orchestrator.store.limits import deployment_gate
+
+QUEUES = ("default", "side")
+WORKERS = ("w1", "w2", "w3")
+ENDS = ("Completed", "Failed", "Crashed", "Cancelled")
+LEASED = ("Pending", "Running", "Cancelling")
+
+anyone = st.integers(0, 1_000)
+workers = st.sampled_from(WORKERS)
+queues = st.permutations(QUEUES).flatmap(lambda order: st.sampled_from([order, order[:1]]))
+gates = st.sampled_from(["pool:p", "queue:p:default", "queue:p:side", "tag:a", "tag:b", "deployment"])
+is_old = st.sampled_from([False, False, False, True])
+
+
+class Operations(RuleBasedStateMachine):
+    """Operations on one namespace. After each: every invariant, and no run has changed in a way that it may not change."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.frozen = FrozenClock(1_800_000_000_000)
+        self.store = open_store(Settings(redis_url=url, namespace=f"sm-{uuid.uuid4().hex[:12]}"), frozen=self.frozen)
+        self.store.pools.create("p")
+        self.store.pools.create_queue("p", "side")
+        self.ids: list[str] = []
+        self.view: dict[str, Run] = {}
+        self.attempts: dict[str, int] = {}
+        self.outcomes: dict[str, tuple[int, str]] = {}
+        self.accepted: set[tuple[str, int]] = set()
+        self.delivered: dict[str, list[Delivery]] = {worker: [] for worker in WORKERS}
+        self.deployment = self.store.deployments.save(
+            Deployment("d", "f", "f.py:f", pool="p", schedules=[Schedule("s", cron="* * * * *")])
+        )
+        self.woken: set[str] = set()
+
+    def teardown(self) -> None:
+        try:
+            self.everything_ends_once_nothing_holds_it_back()
+        finally:
+            for key in self.store.client.scan_iter(f"{self.store.keys.prefix}*", count=1000):
+                self.store.client.unlink(key)
+            self.store.close()
+
+    # --- birth ---
+
+    @rule(
+        tags=st.sets(st.sampled_from("ab")),
+        priority=st.sampled_from(["high", "normal", "low"]),
+        queue=st.sampled_from(QUEUES),
+        due=st.sampled_from([None, None, 5, 60]),
+        expires=st.sampled_from([None, None, 3, 30]),
+        key=st.sampled_from([None, None, "k1", "k2"]),
+        budget=st.integers(1, 3),
+        deployed=st.booleans(),
+        copies=st.integers(1, 3),
+    )
+    def create(
+        self,
+        tags: set[str],
+        priority: str,
+        queue: str,
+        due: int | None,
+        expires: int | None,
+        key: str | None,
+        budget: int,
+        deployed: bool,
+        copies: int,
+    ) -> None:
+        new = [
+            NewRun(
+                "f",
+                id=new_id(),
+                pool="p",
+                queue=queue,
+                priority=priority,
+                tags=tuple(sorted(tags)),
+                due=None if due is None else self.after(due),
+                expires=None if expires is None else self.after(expires),
+                idempotency_key=key,
+                crash_budget=budget,
+                deployment=self.deployment.id if deployed else None,
+            )
+            for _ in range(copies)
+        ]
+        self.ids += [run.id for run in new]
+        with self.step() as step:
+            answers = self.store.runs.create(new)
+            step.may_appear = {answer.id for answer in answers if answer.answer == "created"}
+        holders = {answer.id for answer in answers} if key else set()
+        assert len(holders) <= 1
+        assert [a.answer for a in answers] == ["created"] * copies if not key else answers[0].answer in ("created", "existing")
+        assert all(self.store.runs.create([run])[0].answer == "existing" for run in new)
+
+    @rule(worker=workers, tags=st.sets(st.sampled_from("ab")), pool=st.sampled_from(["", "p"]))
+    def create_leased(self, worker: str, tags: set[str], pool: str) -> None:
+        run = NewRun("f", id=new_id(), pool=pool, tags=tuple(sorted(tags)))
+        self.ids.append(run.id)
+        with self.step() as step:
+            self.attempts[run.id] = self.store.runs.create_leased(run, worker).attempt
+            step.may_appear = {run.id}
+
+    @rule(seconds=st.lists(st.sampled_from([5, 30, 60]), unique=True), is_stale=is_old)
+    def plan(self, seconds: list[int], is_stale: bool) -> None:
+        deployment = self.store.deployments.get("f/d")
+        [schedule] = deployment.schedules
+        if is_stale:
+            schedule.generation -= 1
+        fires = [
+            (str(uuid.uuid5(uuid.NAMESPACE_OID, f"{schedule.generation} {self.after(s)}")), f"r{s}", self.after(s))
+            for s in seconds
+        ]
+        self.ids += [run for run, _, _ in fires if run not in self.ids]
+        assert schedule.mark is not None
+        mark = max([schedule.mark, *(at for _, _, at in fires)])
+        with self.step() as step:
+            answer = self.store.runs.plan(deployment, schedule, fires, mark=mark, next_plan=mark)
+            step.may_appear = {run for run, _, _ in fires}
+        assert answer.answer == ("stale" if is_stale else "created")
+        assert self.store.deployments.get("f/d").schedules[0].mark == (schedule.mark if is_stale else mark)
+
+    @rule(pauses=st.booleans())
+    def reschedule(self, pauses: bool) -> None:
+        before = self.store.deployments.get("f/d").schedules[0]
+        with self.step() as step:
+            step.may_vanish = {run_id for run_id, run in self.view.items() if run.schedule == "s" and run.place == "due"}
+            (self.store.deployments.pause if pauses else self.store.deployments.resume)("f/d")
+        after = self.store.deployments.get("f/d").schedules[0]
+        assert after.generation > before.generation
+        assert after.mark == self.now()
+
+    # --- what workers do ---
+
+    @rule(limit=st.sampled_from([1, 2, 100]))
+    def release_due(self, limit: int) -> None:
+        with self.step():
+            released = self.store.runs.release_due(limit)
+        waiting = [run for run in self.view.values() if run.place == "due" and run.due <= self.now()]
+        assert released.count <= limit
+        assert not waiting or released.count == limit
+
+    @rule(worker=workers, order=queues)
+    def deliver(self, worker: str, order: Sequence[str]) -> None:
+        streams = dict.fromkeys((self.store.keys.prefix + name for name in self.store.runs.streams("p", order)), ">")
+        prefix = self.store.keys.prefix
+        for stream, entries in self.store.client.xreadgroup(GROUP, worker, streams, count=1) or []:
+            name = stream.decode().removeprefix(prefix)
+            self.delivered[worker] += [Delivery(name, entry.decode(), lengthen(fields[b"r"])) for entry, fields in entries]
+
+    @precondition(lambda self: any(self.delivered.values()))
+    @rule(worker=workers)
+    def die_between_delivery_and_claim(self, worker: str) -> None:
+        self.delivered[worker] = []
+
+    @rule(order=queues, worker=st.sampled_from([*WORKERS, ""]))
+    def redeliver(self, order: Sequence[str], worker: str) -> None:
+        with self.step():
+            self.store.runs.redeliver("p", order, worker=worker, idle=timedelta(0))
+
+    @rule(worker=workers, free=st.integers(0, 4), order=queues, starts=st.booleans())
+    def claim(self, worker: str, free: int, order: Sequence[str], starts: bool) -> None:
+        unread = self.unread(order)
+        delivered, self.delivered[worker] = self.delivered[worker], []
+        with self.step() as step:
+            claims = self.store.runs.claim(worker, "p", order, free, delivered, start=starts)
+            step.claimed = {run.id: run.attempt for run in claims.claimed}
+        assert len(claims.claimed) <= free
+        for claimed in claims.claimed:
+            self.attempts[claimed.id] = claimed.attempt
+            run = self.view[claimed.id]
+            assert (run.place, run.worker, run.state.name) == ("leased", worker, "Running" if starts else "Pending")
+        if len(claims.claimed) < free and not claims.more:
+            left = {run for run in unread if self.view[run].place == "queued"}
+            assert not left & self.unread(order) - {d.run for d in delivered} - self.woken, (
+                "left in the queue while slots were free"
+            )
+
+    @rule(who=st.lists(anyone, max_size=4), is_old=is_old)
+    def renew(self, who: list[int], is_old: bool) -> None:
+        leases = [self.lease(number, is_old) for number in who if self.attempts]
+        with self.step():
+            answers = self.store.runs.renew(leases)
+        for (run_id, attempt), answer in zip(leases, answers, strict=True):
+            run = self.view.get(run_id)
+            if run is None or run.attempt != attempt or run.place not in ("leased", "ended"):
+                assert answer == "lost"
+            elif run.place == "ended":
+                assert answer == "ended"
+            else:
+                assert answer == ("cancel" if run.state.name == "Cancelling" else "ok")
+
+    @rule(who=anyone, is_old=is_old)
+    def start_body(self, who: int, is_old: bool) -> None:
+        if not self.attempts:
+            return
+        run_id, attempt = self.lease(who, is_old)
+        run = self.view.get(run_id)
+        with self.step():
+            answer = self.store.runs.set_state(run_id, named("Running"), attempt=attempt).answer
+        assert answer == self.fenced(run, attempt, "Running")
+        if answer == "ok" and run is not None:
+            assert self.view[run_id].run_count == run.run_count + 1
+
+    @rule(who=anyone, state=st.sampled_from([*ENDS, "AwaitingRetry"]), is_old=is_old, delay=st.sampled_from([0, 20]))
+    def finish(self, who: int, state: str, is_old: bool, delay: int) -> None:
+        if not self.attempts:
+            return
+        run_id, attempt = self.lease(who, is_old)
+        run = self.view.get(run_id)
+        expected = "superseded"
+        if run is not None and run.place == "leased" and run.attempt == attempt:
+            expected = "ok"
+            assert (run_id, attempt) not in self.accepted
+            self.accepted.add((run_id, attempt))
+        elif run is not None and self.outcomes.get(run_id) == (attempt, self.end_of(run, state)):
+            expected = "again"
+        with self.step():
+            assert self.store.runs.finish([End(run_id, attempt, named(state), retry_in=timedelta(seconds=delay))]) == [expected]
+        if expected == "ok" and run is not None:
+            assert self.view[run_id].state.name in (self.end_of(run, state), "Scheduled")
+
+    @rule()
+    def lapse(self) -> None:
+        leased = {run_id for run_id, run in self.view.items() if run.place == "leased"}
+        with self.step() as step:
+            lapsed = self.store.runs.lapse()
+            step.may_crash = leased
+        gone = {run_id for run_id in leased if self.view[run_id].place != "leased"}
+        assert lapsed.requeued + lapsed.crashed + lapsed.cancelled == len(gone)
+
+    @rule(who=anyone, is_old=is_old)
+    def report_death(self, who: int, is_old: bool) -> None:
+        if not self.attempts:
+            return
+        run_id, attempt = self.lease(who, is_old)
+        run = self.view.get(run_id)
+        with self.step() as step:
+            step.may_crash = {run_id}
+            lapsed = self.store.runs.report_death(run_id, attempt, "SIGKILL")
+        is_current = run is not None and run.place == "leased" and run.attempt == attempt
+        assert lapsed.requeued + lapsed.crashed + lapsed.cancelled == int(is_current)
+
+    @rule(who=anyone, is_old=is_old)
+    def hand_back(self, who: int, is_old: bool) -> None:
+        if not self.attempts:
+            return
+        run_id, attempt = self.lease(who, is_old)
+        run = self.view.get(run_id)
+        is_current = run is not None and run.place == "leased" and run.attempt == attempt
+        with self.step():
+            assert self.store.runs.hand_back(run_id, attempt) == ("ok" if is_current else "superseded")
+
+    @rule(who=anyone, is_old=is_old, suspends=st.booleans())
+    def pause(self, who: int, is_old: bool, suspends: bool) -> None:
+        if not self.attempts:
+            return
+        run_id, attempt = self.lease(who, is_old)
+        expected = self.fenced(self.view.get(run_id), attempt, "Suspended" if suspends else "Paused")
+        with self.step():
+            assert self.store.runs.pause(run_id, attempt, suspend=suspends, timeout=timedelta(seconds=30)).answer == expected
+
+    # --- what people do ---
+
+    @precondition(lambda self: self.ids)
+    @rule(who=anyone)
+    def cancel(self, who: int) -> None:
+        run_id, run = self.pick(who)
+        with self.step():
+            answer = self.store.runs.cancel(run_id).answer
+        assert answer == ("missing" if run is None else "refused" if run.place == "ended" else "ok")
+        if answer == "ok":
+            assert self.view[run_id].state.name in ("Cancelled", "Cancelling")
+
+    @precondition(lambda self: self.ids)
+    @rule(who=anyone)
+    def resume(self, who: int) -> None:
+        run_id, run = self.pick(who)
+        with self.step():
+            answer = self.store.runs.resume(run_id).answer
+        may = run is not None and run.place == "paused" and run.pool
+        assert answer == ("missing" if run is None else "ok" if may else "refused")
+
+    @precondition(lambda self: self.ids)
+    @rule(who=anyone, state=st.sampled_from(sorted(TRANSITIONS)), due=st.sampled_from([None, 0, 40]))
+    def set_state(self, who: int, state: str, due: int | None) -> None:
+        run_id, run = self.pick(who)
+        with self.step():
+            answer = self.store.runs.set_state(run_id, named(state), due=None if due is None else self.after(due)).answer
+        if run is None:
+            assert answer == "missing"
+        elif (
+            run.place == "ended"
+            or state not in TRANSITIONS[run.state.name]
+            or state in ("Running", "Pending", "Late", "Cancelling")
+        ):
+            assert answer == "refused"
+
+    @precondition(lambda self: self.ids)
+    @rule(who=anyone)
+    def retry(self, who: int) -> None:
+        run_id, run = self.pick(who)
+        with self.step() as step:
+            step.may_reopen = {run_id}
+            answer = self.store.runs.retry(run_id).answer
+        may = run is not None and run.place == "ended" and run.pool
+        assert answer == ("missing" if run is None else "ok" if may else "refused")
+
+    @precondition(lambda self: self.ids)
+    @rule(who=st.lists(anyone, max_size=3))
+    def delete(self, who: list[int]) -> None:
+        chosen = list(dict.fromkeys(self.pick(number)[0] for number in who))
+        before = self.view
+        with self.step() as step:
+            step.may_vanish = set(chosen)
+            answers = self.store.runs.delete(chosen)
+        for run_id, answer in zip(chosen, answers, strict=True):
+            assert answer == ("missing" if run_id not in before else "refused" if before[run_id].place == "leased" else "ok")
+            assert (run_id in self.view) == (answer == "refused")
+
+    @rule(
+        gate=gates, limit=st.sampled_from([None, 0, 1, 1, 2, 3]), strategy=st.sampled_from(["ENQUEUE", "ENQUEUE", "CANCEL_NEW"])
+    )
+    def set_limit(self, gate: str, limit: int | None, strategy: str) -> None:
+        with self.step():
+            self.store.limits.set(self.gate(gate), limit, strategy=strategy)
+
+    @rule(gate=gates, resumes=st.booleans())
+    def pause_or_resume_gate(self, gate: str, resumes: bool) -> None:
+        with self.step():
+            (self.store.limits.resume if resumes else self.store.limits.pause)(self.gate(gate))
+
+    # --- duties ---
+
+    @rule(gate=st.one_of(st.just(""), gates))
+    def wake(self, gate: str) -> None:
+        with self.step():
+            self.store.runs.wake(self.gate(gate) if gate else "")
+
+    @rule()
+    def sweep(self) -> None:
+        with self.step():
+            self.store.runs.expire()
+            self.store.runs.mark_late()
+            self.store.runs.time_out_paused()
+        expired = [
+            r for r in self.view.values() if r.expires and r.expires <= self.now() and r.attempt == 0 and not r.is_terminal
+        ]
+        assert expired == []
+
+    @rule(age=st.sampled_from([0, 60]))
+    def prune(self, age: int) -> None:
+        before = self.after(-age)
+        with self.step() as step:
+            step.may_vanish = {run_id for run_id, run in self.view.items() if run.ended and run.ended < before}
+            self.store.runs.prune(before)
+        assert not any(run.ended and run.ended < before for run in self.view.values())
+
+    @rule(seconds=st.sampled_from([1, 6, 6, 16, 100, -10]))
+    def the_clock_moves(self, seconds: int) -> None:
+        self.frozen.advance(timedelta(seconds=seconds))
+
+    @rule()
+    def reconcile_finds_nothing_to_mend(self) -> None:
+        with self.step():
+            assert self.store.runs.reconcile_all() == []
+
+    @invariant()
+    def every_invariant_holds(self) -> None:
+        broken = check(self.store)
+        assert not broken, "\n".join(map(str, broken))
+
+    @invariant()
+    def a_leased_run_holds_a_slot_of_each_limited_gate(self) -> None:
+        for gate, setting in self.store.limits.settings().items():
+            if setting.get("limit") is None:
+                continue
+            holders = set(self.store.limits.get(gate).holders)
+            for run_id, run in self.view.items():
+                if run.place == "leased" and gate in self.gates_of(run) and run.created_by != "leased":
+                    assert run_id in holders or run.history[0].name == "Running", f"{run_id} runs behind {gate} without a slot"
+
+    # --- the end ---
+
+    def everything_ends_once_nothing_holds_it_back(self) -> None:
+        """No run is lost: whatever has happened, ordinary duties and one worker bring every run to an end."""
+        for gate, setting in self.store.limits.settings().items():
+            self.store.limits.set(gate, max(1, int(setting["limit"])) if "limit" in setting else None)
+            self.store.limits.resume(gate)
+        for _ in range(60):
+            self.frozen.advance(timedelta(seconds=30))
+            self.store.runs.lapse()
+            self.store.runs.release_due()
+            self.store.runs.wake()
+            self.store.runs.redeliver("p", QUEUES, idle=timedelta(0))
+            self.look()
+            for run_id, run in self.view.items():
+                if run.place == "paused":
+                    self.store.runs.resume(run_id)
+            claimed = self.store.runs.claim("last", "p", QUEUES, 10).claimed
+            assert self.store.runs.finish([End(run.id, run.attempt, named("Completed")) for run in claimed]) == ["ok"] * len(
+                claimed
+            )
+            if all(run.is_terminal for run in self.view.values()):
+                break
+        self.look()
+        assert [run for run in self.view.values() if not run.is_terminal] == []
+        assert check(self.store) == []
+        assert self.store.client.zcard(self.store.keys.leases) == 0
+
+    # --- helpers ---
+
+    def now(self) -> datetime:
+        return clock.from_ms(self.frozen.ms)
+
+    def after(self, seconds: int) -> datetime:
+        return self.now() + timedelta(seconds=seconds)
+
+    def gate(self, name: str) -> str:
+        return deployment_gate(shorten(self.deployment.id)) if name == "deployment" else name
+
+    def gates_of(self, run: Run) -> list[str]:
+        deployment = [deployment_gate(shorten(run.deployment))] if run.deployment else []
+        return [f"pool:{run.pool}", f"queue:{run.pool}:{run.queue}", *deployment, *(f"tag:{tag}" for tag in run.tags)]
+
+    def pick(self, number: int) -> tuple[str, Run | None]:
+        run_id = self.ids[number % len(self.ids)]
+        return run_id, self.view.get(run_id)
+
+    def lease(self, number: int, is_old: bool) -> tuple[str, int]:
+        """A run that was leased once, with its last attempt or an older one; rather one that is leased now."""
+        known = sorted(self.attempts)
+        known = [run_id for run_id in known if run_id in self.view and self.view[run_id].place == "leased"] or known
+        run_id = known[number % len(known)]
+        return run_id, self.attempts[run_id] - int(is_old)
+
+    def fenced(self, run: Run | None, attempt: int, state: str) -> str:
+        """What a worker is answered that asks for a state under its attempt."""
+        if run is None:
+            return "missing"
+        if attempt <= 0 and state == "Running":
+            return "refused"
+        if run.place != "leased" or run.attempt != attempt:
+            return "superseded"
+        may = state in TRANSITIONS[run.state.name] and (run.pool or state == "Running")
+        return "ok" if may else "refused"
+
+    def end_of(self, run: Run, state: str) -> str:
+        """The state in which an attempt ends that asks for ``state``."""
+        if state != "AwaitingRetry":
+            return state
+        return "Cancelled" if run.state.name in ("Cancelling", "Cancelled") else "AwaitingRetry" if run.pool else "Failed"
+
+    def unread(self, order: Sequence[str]) -> set[str]:
+        """Runs whose messages nobody has read yet."""
+        found: set[str] = set()
+        for name in self.store.runs.streams("p", order):
+            key = self.store.keys.prefix + name
+            for group in self.store.client.xinfo_groups(key):
+                entries = self.store.client.xrange(key, min=f"({group['last-delivered-id'].decode()}")
+                found |= {lengthen(fields[b"r"]) for _, fields in entries}
+        return found
+
+    def look(self) -> None:
+        found = zip(self.ids, self.store.runs.get_many(self.ids), strict=True) if self.ids else ()
+        self.view = {run_id: run for run_id, run in found if run is not None}
+
+    def step(self) -> Step:
+        return Step(self)
+
+
+class Step:
+    """One operation: what it may change, beside what every operation may."""
+
+    def __init__(self, machine: Operations) -> None:
+        self.machine = machine
+        self.may_appear: set[str] = set()
+        self.may_vanish: set[str] = set()
+        self.may_reopen: set[str] = set()
+        self.may_crash: set[str] = set()
+        self.claimed: dict[str, int] = {}
+
+    def __enter__(self) -> Step:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if error is not None:
+            return
+        before = self.machine.view
+        self.machine.look()
+        after = self.machine.view
+        assert after.keys() - before.keys() <= self.may_appear
+        assert before.keys() - after.keys() <= self.may_vanish
+        self.machine.woken = {
+            run_id
+            for run_id, run in after.items()
+            if run.place == "queued" and run_id in before and before[run_id].place == "parked"
+        }
+        for run_id in before.keys() & after.keys():
+            self.compare(run_id, before[run_id], after[run_id])
+
+    def compare(self, run_id: str, before: Run, after: Run) -> None:
+        assert after.history[: len(before.history)] == before.history, "the past has changed"
+        assert after.attempt == self.claimed.get(run_id, before.attempt), "the fence moves with a claim, and only then"
+        assert run_id not in self.claimed or after.attempt == before.attempt + 1
+        if before.is_terminal and run_id not in self.may_reopen:
+            assert after == before, "an ended run has changed"
+        if run_id not in self.may_reopen:
+            assert 0 <= after.crash_count - before.crash_count <= int(run_id in self.may_crash)
+        assert after.crash_count <= after.crash_budget
+        entered = after.history[len(before.history) :]
+        if before.place == "leased" and (after.place != "leased" or after.attempt != before.attempt):
+            self.machine.outcomes[run_id] = (before.attempt, entered[0].name)
+
+
+def explore(server: RedisServer, examples: int, steps: int, phases: Sequence[Phase]) -> None:
+    make: Callable[[], Operations] = lambda: Operations(server.url)  # noqa: E731
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        make,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            print_blob=True,
+            phases=phases,
+        ),
+    )
+
+
+def test_whatever_happens_every_invariant_holds_and_no_run_is_lost(server: RedisServer) -> None:
+    # Shrinking takes longer than a test may; the long one does it.
+    explore(server, examples=40, steps=50, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1200)
+def test_the_same_for_long(server: RedisServer) -> None:
+    explore(server, examples=800, steps=80, phases=tuple(Phase))
