@@ -41,10 +41,10 @@ class Marks:
         """All marks in the order in which they were written."""
         return [moment for (moment,) in struct.iter_unpack("d", self.path.read_bytes())]
 
-    def wait_for(self, count: int, seconds: float) -> None:
-        """Until there are so many. Asks every 0.3 ms: the machine is otherwise ours. Raises TimeoutError."""
+    def wait_for(self, count: int, seconds: float, pause_s: float = 0.0003) -> None:
+        """Until there are so many; asks every ``pause_s``. Raises TimeoutError."""
         end = time.monotonic() + seconds
         while len(self) < count:
             if time.monotonic() > end:
                 raise TimeoutError(f"{len(self)} of {count} bodies began in {seconds:g} s")
-            time.sleep(0.0003)
+            time.sleep(pause_s)

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 from bench.marks import Marks
 from bench.measure import Measure
 from bench.stage import POOL, Stage
+from orchestrator.models import Deployment
 
 
 def measure(quick: bool) -> list[Measure]:
     """A queue that is full when the worker comes."""
-    count = 300 if quick else 1_500
+    count, counted = (300, 100) if quick else (1_500, 300)
     with Stage("throughput") as stage:
         marks = Marks(stage.home / "marks")
         deployment = stage.deploy("marked")
         stage.pretend_scheduler()
-        stage.store.runs.create([stage.new_run(deployment, marks=str(marks.path)) for _ in range(count)])
-        with stage.counted_calls() as calls:
-            reads = stage.reads()
-            # Nobody else asks Redis anything meanwhile.
-            with stage.command("worker", "start", "--pool", POOL, "--limit", "4"):
-                marks.wait_for(count, 120)
-                time.sleep(0.5)
-            reads = stage.reads() - reads - 1
-        stage.wait_for_completed(count, 20)
+        empty = stage.used_bytes()
+        _run(stage, deployment, marks, count)
         moments = marks.all()
+        stage.wait_for_completed(count, 20)
+        ended_bytes = (stage.used_bytes() - empty) / count
+        # Apart from the rest: being watched command by command costs Redis time.
+        stage.pretend_scheduler()
+        reads = stage.reads()
+        with stage.counted_calls() as calls:
+            _run(stage, deployment, marks, counted)
+        reads = stage.reads() - reads - 1
     return [
         Measure(
             "throughput, 4 slots",
@@ -36,12 +39,32 @@ def measure(quick: bool) -> list[Measure]:
             250,
             is_rate=True,
         ),
+        Measure("fork, exit, wait", _forks_per_s(), "/s", 500, "by this small process alone, for comparison"),
+        Measure("calls per run, full queue", sum(calls.values()) / counted, "calls", counted, _CALLS),
+        Measure("round trips per run, full queue", reads / counted, "trips", counted, "the same, counting a pipeline once"),
         Measure(
-            "calls per run, full queue",
-            (sum(calls.values()) - 2) / count,
-            "calls",
-            count,
-            "commands that the worker sends; those inside scripts are not among them",
+            "ended run, through a worker", ended_bytes, "bytes", count, "Redis memory of a no-op run, with all it left there"
         ),
-        Measure("round trips per run, full queue", reads / count, "trips", count, "reads of Redis from its clients' sockets"),
     ]
+
+
+_CALLS = "commands by the worker, its start and end included; those inside scripts are not among them"
+
+
+def _run(stage: Stage, deployment: Deployment, marks: Marks, count: int) -> None:
+    """Queue the runs, then start a worker for them. Nobody else asks Redis anything meanwhile."""
+    wanted = len(marks) + count
+    stage.store.runs.create([stage.new_run(deployment, marks=str(marks.path)) for _ in range(count)])
+    with stage.command("worker", "start", "--pool", POOL, "--limit", "4"):
+        marks.wait_for(wanted, 120, pause_s=0.01)
+        time.sleep(0.5)
+
+
+def _forks_per_s(count: int = 500) -> float:
+    start = time.perf_counter()
+    for _ in range(count):
+        pid = os.fork()
+        if not pid:
+            os._exit(0)
+        os.waitpid(pid, 0)
+    return count / (time.perf_counter() - start)
