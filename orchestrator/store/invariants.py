@@ -1,14 +1,16 @@
 """What must hold at any moment, checked by reading. Tests call ``check`` at their end, ``orch doctor`` whenever somebody asks.
 
-The run's hash is the truth. ``_places`` says in which sorted sets a run has to stand; the check goes both ways, from each run
-to its sets and from each member of a set to its run. Everything is read in batches, so a namespace of any size may be checked
-while it is in use; what a first look finds is looked at again, because a run may have moved in between.
+The run's hash is the truth. ``_places`` says in which sorted sets a run has to stand. First each run is looked for in its sets
+and streams; then those that hold another number than was looked for are read member by member. Everything is read in batches,
+so a namespace of any size may be checked while it is in use; what a first look finds is looked at again, because a run may
+have moved in between.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -37,8 +39,6 @@ _PLACES = {
     "paused": {"Paused", "Suspended"},
     "ended": {name for name, kind in STATE_TYPES.items() if kind in TERMINAL},
 }
-_RUN_SETS = ("due", "leases", "paused", "expires", "reservations", "index:", "parked:", "planned:")
-_OF_RUNS = ("run:", "log:", "tasks:", "idempotency:")
 _PERMANENT = tuple(pattern.removesuffix("*") for pattern in PERMANENT if pattern.endswith("*"))
 
 
@@ -84,17 +84,22 @@ def check(store: Store) -> list[Violation]:
 
 
 def _look(store: Store) -> Iterator[Violation]:
+    expected: Counter[str] = Counter()
     for names in _batches(_names(store)):
-        yield from _check_lifetimes(store, names)
-        yield from _check_runs(store, [name.removeprefix("run:") for name in names if name.startswith("run:")])
+        owners = _owners(store, names)
+        runs = _read_runs(store, list(owners.values()))
+        yield from _check_lifetimes(store, names, {name: runs[short] for name, short in owners.items()})
+        yield from _check_runs(
+            store, [run for run in (runs[owners[n]] for n in names if n.startswith("run:")) if run], expected
+        )
+    for names in _batches(_names(store)):
         yield from _check_gates(store, [name for name in names if name.startswith(("slots:", "parked:"))])
         for name in names:
-            if name.startswith(_RUN_SETS):
-                yield from _check_members(store, name)
-            elif name.startswith(("queue:", "resumed:")):
-                yield from _check_stream(store, name)
-            elif name.startswith("slots:"):
-                yield from _check_slots(store, name)
+            if name.startswith(_STREAMS):
+                yield from _check_pending(store, name)
+        for name in _surprising(store, names, expected):
+            check_members = next(check for kind, check in _MEMBERS.items() if name.startswith(kind))
+            yield from check_members(store, name)
     yield from _check_schedules(store)
 
 
@@ -112,8 +117,8 @@ def _client(store: Store) -> Redis:
 # --- a run -----------------------------------------------------------------------------------------------------------------
 
 
-def _check_runs(store: Store, shorts: Sequence[str]) -> Iterator[Violation]:
-    runs = [run for run in _read_runs(store, shorts).values() if run]
+def _check_runs(store: Store, runs: Sequence[_Run], expected: Counter[str]) -> Iterator[Violation]:
+    """Each run is where its hash says. Counts in ``expected`` what it looked for, by set or stream."""
     prefix = store.keys.prefix
     pipeline = _client(store).pipeline(transaction=False)
     for run in runs:
@@ -121,9 +126,10 @@ def _check_runs(store: Store, shorts: Sequence[str]) -> Iterator[Violation]:
             pipeline.zscore(prefix + key, run.short)
         for gate in run.gates:
             pipeline.zscore(prefix + "slots:" + gate, _slot(run))
-        _, message, stream = _message(run)
+        message, stream = _message(run)
         pipeline.xrange(prefix + stream, message, message) if message else pipeline.echo("")
         pipeline.get(prefix + "idempotency:" + run["idem"]) if run["idem"] else pipeline.echo("")
+        expected.update([*_places(run), *(f"slots:{gate}" for gate in run.gates), *([stream] if message else [])])
     answers = iter(pipeline.execute())
     for run in runs:
         problems = [f"does not stand in {key}" for key in _places(run) if next(answers) is None]
@@ -163,10 +169,10 @@ def _state_problems(run: _Run) -> Iterator[str]:
         yield "is leased to nobody"
 
 
-def _message(run: _Run) -> tuple[str, str, str]:
-    """The run's message as stored, its id and its stream."""
+def _message(run: _Run) -> tuple[str, str]:
+    """The id of the run's message, and its stream."""
     message, _, stream = run["msg"].partition(" ")
-    return run["msg"], message, stream
+    return message, stream
 
 
 def _message_problems(run: _Run, entry: Any) -> Iterator[str]:
@@ -205,6 +211,17 @@ def _history_problems(run: _Run) -> Iterator[str]:
 # --- members of sets and streams -------------------------------------------------------------------------------------------
 
 
+def _surprising(store: Store, names: Sequence[str], expected: Counter[str]) -> Iterator[str]:
+    """Sets and streams that hold another number of members than the runs led to expect; of plans, nothing is expected."""
+    chosen = [name for name in names if name.startswith(tuple(_MEMBERS))]
+    pipeline = _client(store).pipeline(transaction=False)
+    for name in chosen:
+        (pipeline.xlen if name.startswith(_STREAMS) else pipeline.zcard)(store.keys.prefix + name)
+    for name, size in zip(chosen, pipeline.execute(), strict=True):
+        if size != expected[name]:
+            yield name
+
+
 def _check_members(store: Store, key: str) -> Iterator[Violation]:
     """A member of a set of runs is a run that has to stand there."""
     for batch in _batches(member.decode() for member, _ in _client(store).zscan_iter(store.keys.prefix + key, count=1000)):
@@ -219,13 +236,17 @@ def _check_members(store: Store, key: str) -> Iterator[Violation]:
 
 
 def _check_stream(store: Store, key: str) -> Iterator[Violation]:
-    """An entry of a stream is the one message of a queued run; a delivery that waits to be claimed is of such an entry."""
+    """An entry of a stream is the one message of a queued run."""
     for batch in _batches(_entries(store, key)):
         runs = _read_runs(store, [short for _, short in batch])
         for entry, short in batch:
             run = runs[short]
             if run is None or run["place"] != "queued" or run["msg"] != f"{entry} {key}":
                 yield Violation(f"its entry {entry} is not the message of the run {short}", key)
+
+
+def _check_pending(store: Store, key: str) -> Iterator[Violation]:
+    """A delivery that waits to be claimed is of an entry that is there."""
     if not any(group["name"] == GROUP.encode() for group in _client(store).xinfo_groups(store.keys.prefix + key)):
         return
     for pending in _batches(_pending(store, key)):
@@ -298,29 +319,40 @@ def _check_schedules(store: Store) -> Iterator[Violation]:
             yield Violation(f"plans {member.decode()}, which is no schedule", "planning")
 
 
-def _check_lifetimes(store: Store, names: Sequence[str]) -> Iterator[Violation]:
+def _check_lifetimes(store: Store, names: Sequence[str], owned: Mapping[str, _Run | None]) -> Iterator[Violation]:
     """Nothing that lives has a TTL; everything that has ended has one, and so has all that is not permanent."""
-    prefix = store.keys.prefix
     pipeline = _client(store).pipeline(transaction=False)
     for name in names:
-        pipeline.pttl(prefix + name)
-        pipeline.get(prefix + name) if name.startswith("idempotency:") else pipeline.echo("")
-    answers = iter(pipeline.execute())
-    facts = [(name, next(answers), (next(answers) or b"").decode()) for name in names]
-    owners = {name: held or name.split(":", 1)[1] for name, _, held in facts if name.startswith(_OF_RUNS)}
-    runs = _read_runs(store, list(owners.values()))
-    for name, ttl_ms, _ in facts:
+        pipeline.pttl(store.keys.prefix + name)
+    for name, ttl_ms in zip(names, pipeline.execute(), strict=True):
         has_ttl = ttl_ms >= 0
         if ttl_ms == -2:
             continue  # it is gone since
-        if name in owners:
-            run = runs[owners[name]]
+        if name in owned:
+            run = owned[name]
             if run is None:
                 yield Violation("belongs to no run", name)
             elif has_ttl != (run["place"] == "ended"):
                 yield Violation(f"{'has a' if has_ttl else 'has no'} TTL, and its run is {run['place']}", name)
         elif has_ttl == (name in PERMANENT or name.startswith(_PERMANENT)):
             yield Violation("is permanent and has a TTL" if has_ttl else "is not permanent and has no TTL", name)
+
+
+def _owners(store: Store, names: Sequence[str]) -> dict[str, str]:
+    """The run to which each key belongs that lives as long as a run."""
+    keys = [name for name in names if name.startswith("idempotency:")]
+    held = _client(store).mget([store.keys.prefix + key for key in keys]) if keys else []
+    owners = {name: name.split(":", 1)[1] for name in names if name.startswith(("run:", "log:", "tasks:"))}
+    return owners | {key: run.decode() for key, run in zip(keys, held, strict=True) if run}
+
+
+_STREAMS = ("queue:", "resumed:")
+_MEMBERS: Mapping[str, Callable[[Store, str], Iterator[Violation]]] = {
+    **dict.fromkeys(("due", "leases", "paused", "expires", "reservations", "index:", "parked:", "planned:"), _check_members),
+    **dict.fromkeys(_STREAMS, _check_stream),
+    "slots:": _check_slots,
+}
+"""How the members of a set or a stream are checked, by how its name begins."""
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------------

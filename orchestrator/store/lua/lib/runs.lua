@@ -131,5 +131,6 @@ local function forget(run)
   if present(run.expires) then write('ZREM', prefix .. 'expires', run.id) end
   for _, key in ipairs(kept_keys(run)) do write('DEL', key) end
   run.deleted = true
+  loaded[run.id] = false
   emit('run.deleted', 'r', run.id, 'f', run.flow)
 end
