@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,11 +13,14 @@ from orch_cli.connection import open_store
 from orch_cli.options import DURATION, all_option, dry_run_option, run_filter_options, state_names, yes_option
 from orch_cli.output import Printer, shows
 from orch_cli.selection import act_on, matching, named_or_matching
-from orch_cli.views import LOG, RUN
+from orch_cli.views import EXPLANATION, LOG, RUN
 from orch_cli.watch import TIMED_OUT, RunLog, TimeIsOver, follow, outcome, watch_run
 from orchestrator.exceptions import Refused
 from orchestrator.models import LogLine, Run, RunFilter
 from orchestrator.states import State
+
+if TYPE_CHECKING:
+    from orchestrator.store.explain import Explanation
 
 _timeout_option = click.option(
     "--timeout", type=DURATION, metavar="DURATION", help="Give up after this time, with exit code 124."
@@ -44,9 +48,40 @@ def ls(out: Printer[Run], chosen: RunFilter) -> None:
 @click.argument("run")
 @shows(RUN)
 def inspect(out: Printer[Run], run: str) -> None:
-    """Show everything about a flow run."""
+    """Show everything about a flow run, and why it is not running."""
     with open_store() as store:
-        out.one(store.queries.find(run))
+        found = store.queries.find(run)
+        out.one(found)
+        if out.is_for_people and not found.is_terminal:
+            explanation = store.explain(found)
+            output.say(explanation.sentence)
+            if explanation.hint:
+                output.say_hint(explanation.hint)
+
+
+@flow_run.command("explain", examples=("orch flow-run explain brave-otter", "orch flow-run explain brave-otter -o json"))
+@click.argument("run")
+@shows(EXPLANATION)
+def explain(out: Printer[Explanation], run: str) -> None:
+    """Say why a flow run is not running, and what would help.
+
+    It waits for its time, a retry, a worker, a free slot, the runs before it, or a person; or it runs, or it has ended.
+    """
+    with open_store() as store:
+        out.one(store.explain(store.queries.find(run)))
+
+
+@flow_run.command("resume", examples=("orch flow-run resume brave-otter",))
+@click.argument("run")
+@shows(RUN)
+def resume(out: Printer[Run], run: str) -> None:
+    """Let a paused or suspended flow run go on."""
+    with open_store() as store:
+        found = store.queries.find(run)
+        change = store.runs.resume(found.id)
+        if change.answer != "ok":
+            raise Refused(f"Flow run '{found.name}' is {change.state}, and only a paused one can be resumed.")
+        out.done(f"Resumed flow run '{found.name}'.", store.runs.get(found.id))
 
 
 @flow_run.command("logs", examples=("orch flow-run logs brave-otter", "orch flow-run logs -f brave-otter -o jsonl"))

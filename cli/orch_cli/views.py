@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from orch_cli.output import Column, Lines, View, Word, absolute, relative, state_word
 from orchestrator import clock
 from orchestrator.models import Deployment, Event, LogLine, Run, Schedule, TaskRun, Worker, WorkPool, WorkQueue, as_json
+
+if TYPE_CHECKING:
+    from orchestrator.store.explain import Explanation
 
 _STATUS_COLORS = {"READY": "green", "NOT_READY": "yellow", "PAUSED": "magenta", "ONLINE": "green", "DRAINING": "yellow"}
 _STATUS_WORDS = {"READY": "Ready", "NOT_READY": "Not Ready", "PAUSED": "Paused"}
@@ -94,6 +98,15 @@ RUN: View[Run] = View(
         Column("Expires", lambda run: run.expires),
         Column("Parameters", lambda run: run.parameters),
         Column("History", _history),
+    ),
+)
+
+EXPLANATION: View[Explanation] = View(
+    name=lambda explanation: explanation.reason,
+    columns=(
+        Column("Why", lambda explanation: explanation.sentence),
+        Column("What helps", lambda explanation: explanation.hint),
+        Column("Reason", lambda explanation: explanation.reason),
     ),
 )
 

@@ -12,6 +12,7 @@ from orchestrator import clock
 from orchestrator.clock import FrozenClock
 from orchestrator.exceptions import StoreUnavailable
 from orchestrator.keys import Keys
+from orchestrator.models import Run
 from orchestrator.settings import Settings, load, shown_url
 from orchestrator.store import embedded as private_server
 from orchestrator.store.client import Client
@@ -19,6 +20,7 @@ from orchestrator.store.connection import ServerInfo, check_server, connect
 from orchestrator.store.deployments import Deployments
 from orchestrator.store.documents import Documents
 from orchestrator.store.events import Events
+from orchestrator.store.explain import Explanation, explain
 from orchestrator.store.limits import Limits
 from orchestrator.store.pools import Pools
 from orchestrator.store.queries import Queries
@@ -103,6 +105,10 @@ class Store:
     def server_info(self) -> ServerInfo:
         """What the server is and how it is set up."""
         return check_server(self.client, self._configuration, address=self.address)
+
+    def explain(self, run: Run) -> Explanation:
+        """Why a run is not running, in a sentence, and what would help."""
+        return explain(self, run)
 
     def close(self) -> None:
         """Drop the connections. The server, also a private one, goes on."""

@@ -325,6 +325,8 @@ class Pools:
         )
 
     def _now_ms(self) -> int:
+        if self._scripts.frozen_ms is not None:
+            return self._scripts.frozen_ms
         seconds, micros = self._client.time()
         return int(seconds) * 1000 + int(micros) // 1000
 
