@@ -80,9 +80,9 @@ REGION: View[check.Region] = View(
         Column("Region", lambda region: region.name),
         Column("Airports", lambda region: region.airports),
         Column("Countries", lambda region: region.countries),
-        Column("Median elevation m", lambda region: region.median_elevation_m),
+        Column("Median m", lambda region: region.median_elevation_m),
         Column("Highest", lambda region: region.highest),
-        Column("At m", lambda region: region.highest_elevation_m),
+        Column("Highest m", lambda region: region.highest_elevation_m),
         Column("Northernmost", lambda region: region.northernmost),
     ),
 )
@@ -254,13 +254,17 @@ def _conclude(outcomes: Sequence[Outcome], project: Path, home: Path, configured
     Printer(OUTCOME).many(outcomes)
     if not all(outcome.is_good for outcome in outcomes):
         output.say_hint(f"See what the worker said in: {project / 'worker.log'}")
-    prepare = [f"export ORCH_HOME={quote(str(home))}"] if home != Path.home() / ".orch" else []
-    prepare += ["unset ORCH_REDIS_URL"] if configured.redis_url is not None else []
+    prepare = []
+    if shutil.which("orch") is None:
+        prepare.append(f"export PATH={quote(str(Path(sys.executable).parent))}:$PATH")
+    if home != Path.home() / ".orch":
+        prepare.append(f"export ORCH_HOME={quote(str(home))}")
+    if configured.redis_url is not None:
+        prepare.append("unset ORCH_REDIS_URL")
     output.say("\nTry next:")
-    width = 46
+    for command in prepare:
+        output.say(f"  {command}")
     for command, about in (
-        *((command, "so that commands find this demonstration's server") for command in prepare[:1]),
-        *((command, "") for command in prepare[1:]),
         ("orch flow-run ls", "both runs, and those of your last demonstrations"),
         (f"orch flow-run logs {outcomes[-1].run.name}", "the log of the pipeline"),
         (f"orch task-run ls {outcomes[-1].run.name}", "its tasks: one was retried, one ran per region"),
@@ -268,4 +272,4 @@ def _conclude(outcomes: Sequence[Outcome], project: Path, home: Path, configured
         ("orch dev", "a scheduler and a worker, in a second terminal"),
         (f"orch deployment run {AIRPORTS} --watch", "run yours"),
     ):
-        output.say(f"  {command.ljust(width)}  {about}".rstrip())
+        output.say(f"  {command.ljust(46)}  {about}")
