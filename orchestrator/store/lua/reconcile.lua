@@ -66,7 +66,8 @@ local function mend_idempotency(run)
   if not present(run.idem) then return end
   local holder = redis.call('GET', prefix .. 'idempotency:' .. run.idem)
   if holder == run.id then return end
-  if holder then
+  local other = holder and load_run(holder)
+  if other and other.idem == run.idem then
     set(run, 'idem', '')
   else
     write('SET', prefix .. 'idempotency:' .. run.idem, run.id)
