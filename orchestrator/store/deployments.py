@@ -182,8 +182,7 @@ class Deployments:
 
     def due_for_planning(self, limit: int = 100) -> list[tuple[Deployment, Schedule]]:
         """Active schedules that want more runs planned, the most urgent first."""
-        seconds, micros = self._client.time() if self._scripts.frozen_ms is None else (0, self._scripts.frozen_ms * 1000)
-        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        now_ms = self._scripts.now_ms()
         members = self._client.zrange(self._keys.planning, "-inf", now_ms, byscore=True, offset=0, num=limit)
         pairs = [member.decode().split(":", 1) for member in members]
         found: list[tuple[Deployment, Schedule]] = []

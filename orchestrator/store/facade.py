@@ -93,10 +93,7 @@ class Store:
 
     def now(self) -> datetime:
         """Redis's clock, or the frozen one."""
-        if self.scripts.frozen_ms is not None:
-            return clock.from_ms(self.scripts.frozen_ms)
-        seconds, micros = self.client.time()
-        return clock.from_ms(int(seconds) * 1000 + int(micros) // 1000)
+        return clock.from_ms(self.scripts.now_ms())
 
     def ping(self) -> None:
         """Raises StoreUnavailable unless Redis answers."""

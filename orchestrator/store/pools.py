@@ -273,7 +273,7 @@ class Pools:
 
     def schedulers(self) -> list[str]:
         """Names of the schedulers that live."""
-        since = self._now_ms() - self._silence_ms
+        since = self._scripts.now_ms() - self._silence_ms
         return [name.decode() for name in self._client.zrange(self._keys.schedulers, since, "+inf", byscore=True)]
 
     def workers(self, pool: str | None = None) -> list[Worker]:
@@ -282,7 +282,7 @@ class Pools:
         pipeline = self._client.pipeline(transaction=False)
         for name in names:
             pipeline.hgetall(self._keys.worker(name.decode()))
-        now_ms = self._now_ms()
+        now_ms = self._scripts.now_ms()
         found = [
             self._read_worker(name.decode(), fields, now_ms)
             for name, fields in zip(names, pipeline.execute(), strict=True)
@@ -292,7 +292,7 @@ class Pools:
 
     def forget_silent_workers(self, silence: timedelta = timedelta(hours=1)) -> int:
         """Remove workers and schedulers that have been silent for long, with their consumers. How many."""
-        before = self._now_ms() - round(silence / timedelta(milliseconds=1))
+        before = self._scripts.now_ms() - round(silence / timedelta(milliseconds=1))
         gone = [
             name.decode() for name in self._client.zrange(self._keys.workers, "-inf", before, byscore=True, offset=0, num=100)
         ]
@@ -323,12 +323,6 @@ class Pools:
             status="OFFLINE" if silent else fields[b"status"].decode(),
             clock_skew=timedelta(milliseconds=int(fields[b"clock"]) - heartbeat_ms),
         )
-
-    def _now_ms(self) -> int:
-        if self._scripts.frozen_ms is not None:
-            return self._scripts.frozen_ms
-        seconds, micros = self._client.time()
-        return int(seconds) * 1000 + int(micros) // 1000
 
     # --- waiting -------------------------------------------------------------------------------------------------------
 

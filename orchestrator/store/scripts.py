@@ -89,10 +89,12 @@ class Scripts:
         self._scripts = load_scripts()
         self._sent: set[str] = set()
 
-    @property
-    def frozen_ms(self) -> int | None:
-        """The frozen clock's time where a test has one, else None."""
-        return None if self._clock is None else self._clock.ms
+    def now_ms(self) -> int:
+        """The time as the scripts see it: Redis's, or the frozen clock's where a test has one."""
+        if self._clock is not None:
+            return self._clock.ms
+        seconds, micros = self._client.time()
+        return int(seconds) * 1000 + int(micros) // 1000
 
     def call(self, name: str, /, **arguments: Any) -> Any:
         """Run one script. Its keywords are those of its header, all of them."""
