@@ -85,6 +85,7 @@ class ClaimRequest(NamedTuple):
     queues: Sequence[str]
     free: int
     delivered: Sequence[Delivery] = ()
+    start: bool = False
 
 
 @dataclass(slots=True)

@@ -216,7 +216,7 @@ class Runs:
         if turn.ends:
             parts.append(("finish", {"items": [self._end_item(end) for end in turn.ends]}))
         if turn.claim is not None:
-            parts.append(("claim", self._claim_arguments(*turn.claim, False)))
+            parts.append(("claim", self._claim_arguments(*turn.claim)))
         answers = self._scripts.try_many(parts) if parts else []
         claims = answers.pop() if turn.claim is not None else None
         ends = answers.pop() if turn.ends else []

@@ -109,6 +109,11 @@ class Executor(Protocol):
         """Make ready for runs of these, most likely first."""
         ...
 
+    @property
+    def is_ready(self) -> bool:
+        """A job that starts now reaches its first line within milliseconds: nothing has to be loaded first, as far as known."""
+        ...
+
     def start(self, job: Job) -> None:
         """Have the job executed as soon as can be."""
         ...

@@ -67,6 +67,11 @@ class ProcessExecutor:
         self._to_prewarm.extend(deployments[: self._max_templates])
         self._prewarm_next()
 
+    @property
+    def is_ready(self) -> bool:
+        """Every template in use is loaded."""
+        return bool(self._templates) and all(template.is_loaded for template in self._templates.values())
+
     def start(self, job: Job) -> None:
         """Give the job to a waiting child of its deployment's template, or to the first that there will be."""
         template = self._template_for(job.deployment)

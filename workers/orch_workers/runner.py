@@ -104,6 +104,7 @@ class Supervisor:
         self._deployments: dict[str, Deployment] = {}
         self._delivered: list[Delivery] = []
         self._asked_for = 0
+        self._starts = False
         self._unwritten = 0  # bytes that runs have said since all that they said was written
         self._is_held = False
         self._may_have_more = True
@@ -330,8 +331,11 @@ class Supervisor:
         if self._stage or (self._runs_waiter.is_armed and not self._delivered):
             return None
         self._asked_for = self._options.limit - len(self._jobs) + sum(run in self._jobs for run in ending)
-        request = ClaimRequest(self._name, self._pool, self._queues, self._asked_for, self._delivered)
-        return request if self._asked_for > 0 else None
+        if self._asked_for <= 0:
+            return None
+        # Where nothing has to be loaded first, Pending would be over before anybody saw it: runs enter Running at once.
+        self._starts = self._executor.is_ready
+        return ClaimRequest(self._name, self._pool, self._queues, self._asked_for, self._delivered, self._starts)
 
     def _take_claims(self, claims: Claims, asked: float) -> None:
         self._delivered = []
@@ -347,7 +351,7 @@ class Supervisor:
             if request is None:
                 break
             asked = clock.monotonic()
-            claims = self._ask(partial(self._store.runs.claim, *request))
+            claims = self._ask(partial(self._store.runs.claim, *request[:-1], start=request.start))
             if claims is None:
                 return
             self._take_claims(claims, asked)
@@ -369,7 +373,7 @@ class Supervisor:
         job.lease_ms = round(self._lease_s * 1000)
         self._jobs[run.id] = job
         self._frames[job] = protocol.Frames()
-        self._relay.adopt(job, run.id, run.attempt)
+        self._relay.adopt(job, run.id, run.attempt, started=self._starts)
         if deployment is None:
             self.failed(job, "The run's deployment is gone, so nothing says where its code is.", "")
         else:
