@@ -14,6 +14,12 @@ if kind == 'workers' then
   write('PEXPIRE', prefix .. 'control:' .. name, 3600000)
 end
 write('ZADD', prefix .. kind, now, name)
-local schedulers = redis.call('ZCOUNT', prefix .. 'schedulers', now - alive_ms, '+inf')
-local workers = redis.call('ZCOUNT', prefix .. 'workers', now - alive_ms, '+inf')
-return {schedulers, workers, now}
+
+-- Whoever speaks lives, also with its first words.
+local function living(of)
+  local spoke = tonumber(redis.call('ZSCORE', prefix .. of, name) or 0)
+  local is_new = of == kind and spoke < now - alive_ms
+  return redis.call('ZCOUNT', prefix .. of, now - alive_ms, '+inf') + (is_new and 1 or 0)
+end
+
+return {living('schedulers'), living('workers'), now}
