@@ -147,7 +147,7 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen[bytes]
     end = time.monotonic() + seconds
     while not condition():
         if process is not None and process.poll() is not None:
-            raise RuntimeError(f"{process.args} ended with {process.returncode}")
+            raise RuntimeError(f"{process.args!r} ended with {process.returncode}")
         if time.monotonic() > end:
             raise TimeoutError(f"waited {seconds:g} s in vain")
         time.sleep(0.02)
