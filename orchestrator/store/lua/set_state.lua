@@ -25,7 +25,7 @@ local found = load_run(run)
 if not found then return {'missing', ''} end
 if attempt > 0 and (found.place ~= 'leased' or found.attempt ~= attempt) then return {'superseded', found.attempt} end
 local before = found.state
-if found.place == 'ended' or not REACHABLE[state] or not TRANSITIONS[before][state] or (state == 'Running' and attempt == 0) then
+if found.place == 'ended' or not REACHABLE[state] or not allows(before, state) or (state == 'Running' and attempt == 0) then
   return {'refused', before}
 end
 if state == 'Running' then

@@ -79,10 +79,15 @@ local function extended(history, entry)
   return string.sub(history, place + 1) .. cmsgpack.pack(entry)
 end
 
+-- Whether the table lets one state follow another.
+local function allows(from, to)
+  return string.find(TRANSITIONS[from], ' ' .. to .. ' ', 1, true) ~= nil
+end
+
 -- Enter a state (`since` a moment, now if not given), if the table allows it. Moves the state index,
 -- extends the history, tells the feed.
 local function enter(run, state, message, label, since)
-  if run.state ~= '' and not TRANSITIONS[run.state][state] then return false end
+  if run.state ~= '' and not allows(run.state, state) then return false end
   if run.state ~= '' and run.state ~= state then write('ZREM', index_key('state', run.state), run.id) end
   local waits = state == 'Scheduled' or state == 'Late' or state == 'AwaitingRetry' or state == 'AwaitingConcurrencySlot'
   since = since or now
