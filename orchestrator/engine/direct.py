@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from orchestrator import settings
 from orchestrator.engine import termination
 from orchestrator.engine.flow_call import FlowCall
-from orchestrator.engine.termination import Terminated
 from orchestrator.logging import handlers
 from orchestrator.logging.loggers import get_logger
 
@@ -57,12 +56,12 @@ class DirectCall(FlowCall):
 
     def outcome(self) -> Any:
         """As for any flow; but a process that was told to stop does stop, by the same signal."""
-        if isinstance(self._problem, Terminated) and self._is_terminable:
+        if self.run.state.is_crashed() and termination.was_told() and self._is_terminable:
             signal.raise_signal(signal.SIGTERM)
         return super().outcome()
 
     def _see_recorded(self, link: Link) -> None:
-        answer = link.wait_ended(self.run.id, _IN_TROUBLE_SECONDS if link.trouble else ACKNOWLEDGEMENT_SECONDS)
+        answer = link.wait_ended(self.run.id, ACKNOWLEDGEMENT_SECONDS, timeout_in_trouble=_IN_TROUBLE_SECONDS)
         if answer is None and link.lost is None:
             self._logger.warning("The run is not recorded yet; the recorder goes on trying for a while.")
         elif answer == "superseded":
@@ -110,6 +109,7 @@ def _start_sidecar() -> Link | None:
             pass_fds=[its.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # whoever reads ours to its end must not wait for the recorder's
             env=settings.child_environment(PYTHONPATH=os.pathsep.join(filter(None, path))),
             start_new_session=True,  # Ctrl-C is for the flow; what it leaves behind must still be recorded
         )
@@ -134,4 +134,5 @@ def _in_trouble(message: str) -> None:
 
 def _cancel(run: str, message: str) -> None:
     # A subflow is stopped in the thread of the flow that it belongs to, of which there is hardly ever more than one.
-    termination.stop_thread(_threads.get(run) or next(iter(_threads.values()), None))
+    root = run if run in _threads else next(iter(_threads), run)
+    termination.stop_run(root, _threads.get(root))

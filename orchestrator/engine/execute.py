@@ -24,13 +24,13 @@ def execute_run(run: dict[str, Any], link: Link, flow: Flow[..., Any]) -> None:
     """
     handlers.prepare(console=False)
     direct.use(link)
-    termination.install()
     try:
         values = flow.signature.bind_names(run.get("parameters") or {})
     except OrchError as problem:
         _refuse(run, link, problem)
         return
     call = FlowCall(flow, values, link=link, claimed=run, return_state=True)
+    termination.install()
     try:
         flow.execute(call)
     except (Exception, termination.Terminated):

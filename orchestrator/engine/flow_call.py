@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import clock, names, states
 from orchestrator.context import FlowRunContext, TagsContext
-from orchestrator.engine import outcomes
+from orchestrator.engine import outcomes, termination
 from orchestrator.engine.drive import Call, Hook
 from orchestrator.engine.inputs import Producers, resolve, states_of
 from orchestrator.engine.interruption import cancel_message, state_of_interruption
 from orchestrator.engine.records import FlowRun
-from orchestrator.engine.termination import Terminated
 from orchestrator.exceptions import CancelledRun, OrchError, RunTimedOut
 from orchestrator.keys import new_id
 from orchestrator.logging.loggers import flow_run_logger
@@ -81,6 +80,8 @@ class FlowCall(Call):
         )
         self._logger = flow_run_logger(self.run, self._link)
         self._open_record()
+        if self._parent is None and self.flow.isasync:
+            termination.watch_asyncio_task(self.run.id)
         if problem is not None:
             self._problem = problem
             self._logger.error("%s", problem)
@@ -200,6 +201,7 @@ class FlowCall(Call):
     def close(self) -> None:
         """Tell the end."""
         state = self.run.state
+        termination.forget_asyncio_task(self.run.id)
         level = outcomes.level_of(state)
         self._logger.log(self._ordinary if level == logging.INFO else level, "Ended %s", state)
         if self._link is None:
@@ -245,7 +247,7 @@ class FlowCall(Call):
         self._problem = problem
         self._finish_tasks(cancel=True)
         state = state_of_interruption(problem, self.context)
-        if isinstance(problem, Terminated) and self._is_what_was_cancelled():
+        if self._is_what_was_cancelled():
             # Whoever called the flow that was to be stopped goes on and sees what became of it.
             self._problem = CancelledRun(f"{self.what} was cancelled: {state.message}")
         self._end(state)

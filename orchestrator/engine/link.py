@@ -159,9 +159,14 @@ class Link:
             raise _as_exception(value)
         return value
 
-    def wait_ended(self, run: str, timeout: float) -> str | None:
-        """Wait until the end of a run is in Redis: ok, again or superseded. None if that was not confirmed in time."""
-        answer: str | None = self._wait_for(self._ended, run, timeout)
+    def wait_ended(self, run: str, timeout: float, *, timeout_in_trouble: float) -> str | None:
+        """Wait until the end of a run is in Redis: ok, again or superseded. None if that was not confirmed in time.
+
+        ``timeout_in_trouble`` holds from when the recorder has said that it cannot reach Redis.
+        """
+        answer: str | None = self._wait_for(self._ended, run, timeout, or_trouble=True)
+        if answer is None and self.trouble is not None:
+            answer = self._wait_for(self._ended, run, timeout_in_trouble)
         return answer
 
     def cancel_message(self, run: str) -> str | None:
@@ -269,20 +274,22 @@ class Link:
                 case [protocol.CANCEL, str(run), str(message)]:
                     self._cancelled[run] = message
                 case [protocol.TROUBLE, str(message)]:
-                    self.trouble = message
+                    self.trouble = message or None
                 case _:
                     self._inbox.append(frame)
             self._arrived.notify_all()
         match frame:
             case [protocol.CANCEL, str(run), str(message)] if self._on_cancel is not None:
                 self._on_cancel(run, message)
-            case [protocol.TROUBLE, str(message)] if self._on_trouble is not None:
+            case [protocol.TROUBLE, str(message)] if message and self._on_trouble is not None:
                 self._on_trouble(message)
 
-    def _wait_for(self, where: dict[Any, Any], key: Any, timeout: float) -> Any:
+    def _wait_for(self, where: dict[Any, Any], key: Any, timeout: float, *, or_trouble: bool = False) -> Any:
         self.listen()
         with self._arrived:
-            self._arrived.wait_for(lambda: key in where or self.lost is not None, timeout)
+            self._arrived.wait_for(
+                lambda: key in where or self.lost is not None or (or_trouble and self.trouble is not None), timeout
+            )
             return where.pop(key, None)
 
     def _abandon(self) -> None:

@@ -100,7 +100,7 @@ class Signature:
         try:
             return self._signature.bind(*args, **kwargs)
         except TypeError as problem:
-            wanted = ", ".join(map(str, self.parameters.values())) or "none"
+            wanted = ", ".join(str(parameter).replace("'", "") for parameter in self.parameters.values()) or "none"
             raise ParameterBindError(f"{self.what} cannot be called so: {problem}.", hint=f"Its parameters: {wanted}") from None
 
     # Validation

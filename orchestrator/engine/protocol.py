@@ -17,7 +17,7 @@ first item of a frame says what it is.
       answer   request, ok, value
       ended    run, answer              ok, again or superseded, as ``finish`` said
       cancel   run, message             someone wants the run stopped; SIGTERM follows it
-      trouble  message                  the recorder cannot reach Redis; the run goes on
+      trouble  message                  the recorder cannot reach Redis, the run goes on; no message: it can again
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class _Log:
             taken.insert(0, LogLine(taken[0].at, logging.WARNING, "orchestrator", told, taken[0].attempt))
         return taken
 
-    def put_back(self, taken: list[LogLine], limit: int) -> None:
+    def put_back(self, taken: Sequence[LogLine], limit: int) -> None:
         self.dropped += self._told
         waiting, self.lines = self.lines, deque()
         for line in (*taken[bool(self._told) :], *waiting):
@@ -198,7 +198,7 @@ class Relay:
         ``claim`` is asked with the runs whose ends are about to be written, and may have the same round trip claim others:
         ``claims`` then holds what came of it.
 
-        Beside the answers to questions these are ``trouble``, once, when Redis cannot be reached, and ``ended`` frames with
+        Beside the answers to questions these are ``trouble``, when Redis goes away and when it is back, and ``ended`` with
         what the store said: ok, again, superseded; for runs reported dead requeued, crashed, cancelled or superseded; refused
         when the store could not take it at all.
         """
@@ -216,6 +216,8 @@ class Relay:
             self._wait = min(2 * self._wait, _LAST_RETRY)
             self._due(self._retry_after)
         else:
+            if self._retry_after is not None:
+                self._replies += [Reply(child, [protocol.TROUBLE, ""]) for child in self._children()]
             self._retry_after = None
             self._wait = _FIRST_RETRY
             if self._has_more():

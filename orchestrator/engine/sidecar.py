@@ -71,6 +71,8 @@ class Sidecar:
             # This server, or this configuration, will not do tomorrow either.
             self._tell(f"{problem} {problem.hint or ''}".strip())
             sys.exit(1)
+        if self._has_told:
+            self._send([protocol.TROUBLE, ""])
         self._relay = Relay(self._store, f"{socket.gethostname()}-{os.getppid()}-flow")
         for frame in self._early:
             self._relay.feed(_CHILD, frame, now)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import signal
+import sys
 import threading
 from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 class Terminated(BaseException):
@@ -14,6 +19,7 @@ class Terminated(BaseException):
 
 _told = False
 _users = 0
+_tasks: dict[str, asyncio.Task[Any]] = {}
 
 
 def install() -> bool:
@@ -41,10 +47,34 @@ def uninstall() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def stop_thread(thread: int | None) -> None:
+def watch_asyncio_task(run: str) -> None:
+    """The asyncio task that calls this executes ``run``: it is stopped by cancelling it, not by an exception out of nowhere.
+
+    An event loop would swallow that exception wherever it does not strike the right task.
+    """
+    import asyncio
+
+    task = asyncio.current_task()
+    if task is not None:
+        _tasks[run] = task
+
+
+def forget_asyncio_task(run: str) -> None:
+    """The run has ended."""
+    _tasks.pop(run, None)
+
+
+def stop_run(run: str, thread: int | None) -> None:
+    """Stop what executes a run: its asyncio task, or else what runs in its thread."""
+    task = _tasks.get(run)
+    if task is not None:
+        task.get_loop().call_soon_threadsafe(task.cancel)
+    elif thread is not None:
+        stop_thread(thread)
+
+
+def stop_thread(thread: int) -> None:
     """Raise Terminated in a thread as soon as it runs Python code again; in the main thread at once."""
-    if thread is None:
-        return
     if thread == threading.main_thread().ident:
         signal.pthread_kill(thread, signal.SIGTERM)
     else:
@@ -59,6 +89,22 @@ def was_told() -> bool:
 def _raise(signum: int, frame: FrameType | None) -> None:
     global _told
     # A second one while user code cleans up must not break that off; whoever is in a hurry has SIGKILL.
-    if not _told:
-        _told = True
+    if _told:
+        return
+    _told = True
+    loop = _running_loop()
+    for task in list(_tasks.values()):
+        task.get_loop().call_soon_threadsafe(task.cancel)
+    if loop is None or all(task.get_loop() is not loop for task in _tasks.values()):
         raise Terminated
+
+
+def _running_loop() -> Any:
+    if "asyncio" not in sys.modules:
+        return None
+    import asyncio
+
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

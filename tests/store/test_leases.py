@@ -221,6 +221,10 @@ def test_task_runs_are_recorded_under_the_fence_only(floor: Floor) -> None:
     assert floor.store.runs.record_tasks(run, 2, tasks[:1]) == "superseded"
     assert [task.name for task in floor.store.runs.tasks(run)] == [task.name for task in tasks]
     floor.finish(run)
+    late = TaskRun(missing_run(), "late", "t", 150, Completed(), started=floor.after(150))
+    assert floor.store.runs.record_tasks(run, 1, [late]) == "ok"
+    assert len(floor.store.runs.tasks(run)) == 151
+    floor.store.runs.retry(run)
     assert floor.store.runs.record_tasks(run, 1, tasks) == "superseded"
 
 

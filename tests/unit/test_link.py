@@ -202,10 +202,12 @@ def test_several_threads_get_their_own_answers(recording: Recording) -> None:
 
 def test_the_end_of_a_run_is_waited_for(recording: Recording) -> None:
     recording.link.send(["end", "r", "COMPLETED", "Completed", "", b"", None])
-    assert recording.link.wait_ended("r", 10) == "ok"
+    assert recording.link.wait_ended("r", 10, timeout_in_trouble=10) == "ok"
     recording.acknowledges = False
     recording.link.send(["end", "s", "COMPLETED", "Completed", "", b"", None])
-    assert recording.link.wait_ended("s", 0.01) is None
+    assert recording.link.wait_ended("s", 0.01, timeout_in_trouble=10) is None
+    recording.send("trouble", "no Redis")
+    assert recording.link.wait_ended("s", 1000, timeout_in_trouble=0.01) is None
 
 
 def test_a_worker_child_receives_its_run_first(recording: Recording) -> None:
@@ -230,6 +232,9 @@ def test_who_listens_is_told_at_once(recording: Recording, told: dict[str, list[
     eventually(lambda: told["trouble"])
     assert told == {"lost": [], "cancel": [("r", "now")], "trouble": ["no Redis"]}
     assert recording.link.trouble == "no Redis"
+    recording.send("trouble", "")
+    eventually(lambda: recording.link.trouble is None)
+    assert told["trouble"] == ["no Redis"]
 
 
 # A recorder that is gone
@@ -241,7 +246,7 @@ def test_a_dead_recorder_is_told_once_and_then_ignored(recording: Recording, tol
         recording.link.log("r", n, 20, "l", "x")
         recording.link.send(["start", "r", "Running", n])
     assert len(told["lost"]) == 1
-    assert recording.link.wait_ended("r", 10) is None
+    assert recording.link.wait_ended("r", 10, timeout_in_trouble=10) is None
     with pytest.raises(StoreUnavailable):
         recording.link.ask("get_variable", "x")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -461,7 +462,7 @@ def test_while_redis_is_away_nothing_is_lost(relay: Relay, store: FakeStore) -> 
     replies = []
     while not relay.is_idle:
         now = relay.deadline or now
-        replies += answers(relay.flush(now))
+        replies += [frame for frame in answers(relay.flush(now)) if frame[0] != "trouble"]
     assert sorted(map(str, replies)) == sorted(map(str, [["ended", "r", "ok"], ["ended", "s", "ok"], ["answer", 1, True, 1]]))
     assert [line.message for line in store.lines["r"]] == [str(n) for n in range(50)]
     assert [line.message for line in store.lines["s"]] == [str(n) for n in range(50)]
@@ -478,7 +479,7 @@ def test_it_tries_again_after_growing_pauses(relay: Relay, store: FakeStore) -> 
         relay.feed("child", log("r", "x"), moments[-1])
         assert relay.deadline is not None
         moments.append(relay.deadline)
-    pauses = [round(after - before, 3) for before, after in zip(moments, moments[1:], strict=False)]
+    pauses = [round(after - before, 3) for before, after in pairwise(moments)]
     assert pauses == [0.25, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0, 5.0]
     assert store.calls == 8
 
@@ -493,7 +494,7 @@ def test_trouble_is_told_once_an_outage(relay: Relay, store: FakeStore) -> None:
             told += answers(relay.flush(now))
         assert [frame[0] for frame in told] == ["trouble"]
         store.is_away = False
-        relay.flush(10.0)
+        assert answers(relay.flush(10.0)) == [["trouble", ""]]
 
 
 def test_the_oldest_lines_go_first_and_the_log_says_how_many(store: FakeStore) -> None:
