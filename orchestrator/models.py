@@ -264,7 +264,9 @@ class Worker:
 class Gate:
     """A thing that runs may have to wait for: ``pool:NAME``, ``queue:POOL:NAME``, ``deployment:ID``, ``tag:NAME``.
 
-    ``limit`` None = unlimited. ``holders`` are run ids with a slot, ``waiters`` parked run ids in the order they will be woken.
+    ``limit`` None = unlimited; one that is not ``active`` is remembered and holds nobody back. ``used`` and ``waiting`` count
+    slots and parked runs. ``holders`` are run ids with a slot, the oldest first; ``waiters`` parked run ids in the order in
+    which they will be woken.
     """
 
     name: str
@@ -273,6 +275,21 @@ class Gate:
     used: int
     holders: list[str]
     waiters: list[str]
+    waiting: int = 0
+    active: bool = True
+
+
+@dataclass(slots=True)
+class Slot:
+    """A run's slot at a gate: since when, and until when its lease (or, where it ``is_reserved``, the reservation) holds it.
+
+    ``expires`` None: the lease is gone, and the next sweep frees the slot.
+    """
+
+    run: str
+    since: datetime
+    expires: datetime | None
+    is_reserved: bool = False
 
 
 @dataclass(slots=True)

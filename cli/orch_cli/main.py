@@ -36,6 +36,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "worker": "Start workers and show those that run.",
         "work-pool": "Create, show, pause, limit and delete work pools.",
         "work-queue": "Create, show, pause, limit and delete the queues of a work pool.",
+        "concurrency-limit": "Let at most so many flow runs with a tag run at a time.",
         "scheduler": "Start schedulers.",
         "server": "Start, show and stop the server.",
         "doctor": "Find what is wrong with the server, the workers and the runs.",

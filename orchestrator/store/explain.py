@@ -85,11 +85,14 @@ def _of_parked(store: Store, run: Run) -> Explanation:
     gate = store.limits.get(run.gate)
     title, noun = _gate_title(store, gate)
     if gate.paused:
-        return Explanation("paused", f"{title} is paused.", noun)
-    held = ", ".join(gate.holders[:3]) + (f" and {gate.used - 3} more" if gate.used > 3 else "")
+        return Explanation("paused", f"{title} is paused.", noun or None)
+    held = ", held by " + ", ".join(gate.holders[:3]) if gate.holders else ""
+    held += f" and {gate.used - 3} more" if gate.used > 3 else ""
     before = gate.waiters.index(run.id) if run.id in gate.waiters else len(gate.waiters)
     return Explanation(
-        "limit", f"{title} is at its limit, {gate.used}/{gate.limit}, held by {held}; {before} runs wait before it."
+        "limit",
+        f"{title} is at its limit, {gate.used}/{gate.limit}{held}; {before} runs wait before it.",
+        f"See them with: orch concurrency-limit inspect '{gate.name[4:]}'" if gate.name.startswith("tag:") else None,
     )
 
 
@@ -105,7 +108,7 @@ def _gate_title(store: Store, gate: Gate) -> tuple[str, str]:
             [deployment] = store.deployments.get_many([lengthen(name)])
             slug = deployment.slug if deployment else lengthen(name)
             return f"Deployment '{slug}'", f"Resume it with: orch deployment resume '{slug}'"
-    return f"Limit '{name}'", f"Enable it with: orch concurrency-limit enable '{name}'"
+    return f"Tag '{name}'", ""
 
 
 def _of_queued(store: Store, run: Run) -> Explanation:

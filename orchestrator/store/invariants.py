@@ -303,7 +303,7 @@ def _check_gates(store: Store, names: Sequence[str]) -> Iterator[Violation]:
     for gate in gates:
         setting, used, waiting, wake_due = (next(answers) for _ in range(4))
         setting = json.loads(setting or "{}")
-        limit = setting.get("limit")
+        limit = None if setting.get("disabled") else setting.get("limit")
         if limit is not None and used > max(limit, setting.get("held", 0)):
             yield Violation(f"{used} hold a slot, the limit is {limit}", f"slots:{gate}")
         has_room = not setting.get("paused") and (limit is None or used < limit)

@@ -112,7 +112,9 @@ def test_a_limit_names_who_holds_it_and_how_many_wait_before(floor: Floor) -> No
     floor.submit(tags=("db",))
     run = floor.submit(tags=("db",))
     floor.claim()
-    assert explained(floor, run).sentence == f"Limit 'db' is at its limit, 1/1, held by {holder}; 1 runs wait before it."
+    found = explained(floor, run)
+    assert found.sentence == f"Tag 'db' is at its limit, 1/1, held by {holder}; 1 runs wait before it."
+    assert found.hint == "See them with: orch concurrency-limit inspect 'db'"
 
 
 def test_the_limit_of_a_deployment_is_named_by_its_slug(floor: Floor) -> None:

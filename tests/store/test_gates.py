@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from floor import Floor, named
+from orchestrator.exceptions import InvalidName
 from orchestrator.keys import new_id, shorten
-from orchestrator.models import NewRun
+from orchestrator.models import NewRun, Slot
 from orchestrator.store.answers import Released
+from orchestrator.store.limits import tag_gate
 
 
 def holders(floor: Floor, gate: str) -> list[str]:
@@ -222,6 +226,80 @@ def test_a_limit_that_is_removed_wakes_all_and_its_slots_die_with_their_runs(flo
     for one in (run, *waiting):
         floor.finish(one)
     assert floor.store.limits.get("tag:a").used == 0
+
+
+def test_a_disabled_limit_is_remembered_and_holds_nobody_back(floor: Floor) -> None:
+    floor.store.limits.set("tag:a", 1)
+    first = floor.running(tags=("a",))
+    waiting = [floor.submit(tags=("a",)) for _ in range(2)]
+    floor.claim()
+    assert floor.store.limits.disable("tag:a")
+    assert [claimed.id for claimed in floor.claim()] == waiting
+    assert floor.running(tags=("a",)) != first
+    gate = floor.store.limits.get("tag:a")
+    assert (gate.limit, gate.active, gate.holders) == (1, False, [first])
+
+
+def test_a_limit_that_is_enabled_again_counts_who_went_through_meanwhile(floor: Floor) -> None:
+    floor.store.limits.set("tag:a", 1)
+    runs = [floor.running(tags=("a",))]
+    floor.store.limits.disable("tag:a")
+    runs += [floor.running(tags=("a",)) for _ in range(2)]
+    assert floor.store.limits.enable("tag:a")
+    assert sorted(holders(floor, "tag:a")) == sorted(runs)
+    waiting = floor.submit(tags=("a",))
+    for run in runs:
+        assert floor.claim() == []
+        floor.finish(run)
+    assert [claimed.id for claimed in floor.claim()] == [waiting]
+
+
+def test_a_disabled_limit_may_be_changed_and_a_pause_holds_beside_it(floor: Floor) -> None:
+    floor.store.limits.set("tag:a", 0)
+    floor.store.limits.disable("tag:a")
+    assert floor.store.limits.update("tag:a", 2)
+    assert not floor.store.limits.get("tag:a").active
+    floor.store.limits.pause("tag:a")
+    run = floor.submit(tags=("a",))
+    assert floor.claim() == []
+    floor.store.limits.resume("tag:a")
+    assert [claimed.id for claimed in floor.claim()] == [run]
+    assert floor.store.limits.settings() == {"tag:a": {"limit": 2, "disabled": True}}
+    assert floor.store.limits.update("tag:a", None)
+    assert floor.store.limits.settings() == {}
+
+
+def test_a_limit_is_created_once_and_changed_only_where_it_is(floor: Floor) -> None:
+    limits = floor.store.limits
+    for change in (limits.enable, limits.disable, lambda gate: limits.update(gate, 3)):
+        assert not change("tag:a")
+    assert limits.create("tag:a", 1)
+    assert not limits.create("tag:a", 2)
+    limits.disable("tag:a")
+    assert not limits.create("tag:a", 2)
+    limits.create("tag:b c", 0)
+    limits.pause("tag:paused")
+    limits.set("pool:p", 1)
+    assert limits.tags() == ["a", "b c"]
+    assert limits.get("tag:a").limit == 1
+
+
+def test_a_slot_is_shown_with_its_age_and_the_lease_or_reservation_that_holds_it(floor: Floor) -> None:
+    floor.store.limits.set("tag:a", 1)
+    claimed_at = floor.after(0.001)
+    first = floor.running(tags=("a",))
+    waiting = floor.submit(tags=("a",))
+    floor.claim()
+    assert floor.store.limits.slots("tag:a") == [Slot(first, claimed_at, claimed_at + timedelta(seconds=15))]
+    floor.wait(3)
+    floor.finish(first)
+    assert floor.store.limits.slots("tag:a") == [Slot(waiting, floor.now(), floor.after(5), is_reserved=True)]
+
+
+@pytest.mark.parametrize("tag", ["", " a", "a\nb", "a\x1b[0m", "x" * 201])
+def test_a_limit_of_what_can_be_no_tag_is_refused(tag: str) -> None:
+    with pytest.raises(InvalidName):
+        tag_gate(tag)
 
 
 def test_a_pause_and_a_limit_of_one_gate_are_independent(floor: Floor) -> None:

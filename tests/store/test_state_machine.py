@@ -347,6 +347,11 @@ class Operations(RuleBasedStateMachine):
         with self.step():
             self.store.limits.set(self.gate(gate), limit, strategy=strategy)
 
+    @rule(gate=gates, enables=st.booleans())
+    def enable_or_disable_limit(self, gate: str, enables: bool) -> None:
+        with self.step():
+            (self.store.limits.enable if enables else self.store.limits.disable)(self.gate(gate))
+
     @rule(gate=gates, resumes=st.booleans())
     def pause_or_resume_gate(self, gate: str, resumes: bool) -> None:
         with self.step():
@@ -395,7 +400,7 @@ class Operations(RuleBasedStateMachine):
     @invariant()
     def a_leased_run_holds_a_slot_of_each_limited_gate(self) -> None:
         for gate, setting in self.store.limits.settings().items():
-            if setting.get("limit") is None:
+            if setting.get("limit") is None or setting.get("disabled"):
                 continue
             holders = set(self.store.limits.get(gate).holders)
             for run_id, run in self.view.items():

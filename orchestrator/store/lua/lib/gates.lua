@@ -1,7 +1,8 @@
 -- Gates: what a run may have to wait for. A pool, a work queue, a deployment, a tag: each may carry a limit and may be paused.
 --
--- hash limits       gate -> JSON {limit, held, paused, strategy}; only gates that hold anybody back stand here. held: how many
---                   slots were taken when the limit was set; so many may be used until they are given back
+-- hash limits       gate -> JSON {limit, held, disabled, paused, strategy}; only gates with a limit or a pause stand here. held: how
+--                   many slots were taken when the limit was set; so many may be used until they are given back. disabled: the
+--                   limit is remembered and holds nobody back
 -- zset slots:GATE   members <run>:<attempt>:<call>:<i>, one per slot taken; call 0 is the run's own claim
 -- zset parked:GATE  runs that wait, by priority, then due time
 --
@@ -29,7 +30,9 @@ local function read_gate(name, text)
   local gate = {name = name, slots = prefix .. 'slots:' .. name}
   if text then
     local set = cjson.decode(text)
-    gate.limit = set.limit ~= cjson.null and set.limit or nil
+    gate.stored = set.limit ~= cjson.null and set.limit or nil
+    gate.disabled = set.disabled
+    gate.limit = not gate.disabled and gate.stored or nil
     gate.held = set.held
     gate.paused = set.paused
     gate.strategy = set.strategy
