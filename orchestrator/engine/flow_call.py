@@ -210,7 +210,8 @@ class FlowCall(Call):
         from orchestrator.engine.plain import packed_result
 
         result = packed_result(self._value) if state.is_completed() else b""
-        frame = [protocol.END, self.run.id, state.type.value, state.name, state.message, result, self._retry_in_ms]
+        message = state.message[: protocol.MESSAGE_CHARACTERS]
+        frame = [protocol.END, self.run.id, state.type.value, state.name, message, result, self._retry_in_ms]
         self._link.send(frame)
 
     def outcome(self) -> Any:

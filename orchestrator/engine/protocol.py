@@ -48,6 +48,9 @@ TROUBLE = "trouble"
 INLINE_BYTES = 256 * 1024
 """Parameters, results and log messages beyond this never leave the process."""
 
+MESSAGE_CHARACTERS = 4000
+"""A state's message is cut here: it is shown in lists."""
+
 _BUFFER_BYTES = 64 * 1024 * 1024
 
 Frame = list[Any]
@@ -82,7 +85,7 @@ def task_row(task: TaskRun) -> list[Any]:
     state = task.state
     return [
         *(task.id, task.name, task.key, task.index),
-        *(state.type.value, state.name, state.message, clock.to_ms(state.timestamp)),
+        *(state.type.value, state.name, state.message[:MESSAGE_CHARACTERS], clock.to_ms(state.timestamp)),
         *(_ms(task.started), _ms(task.ended), task.run_count),
         *(task.upstream, task.parent, task.tags),
     ]

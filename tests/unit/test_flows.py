@@ -880,3 +880,12 @@ def test_huge_parameters_are_recorded_by_their_size(recording: Recording) -> Non
     recorded = recording.opened[0]["parameters"]
     assert recorded["text"].startswith("<str of 1,0")
     assert recorded["small"] == 3
+
+
+def test_a_very_long_message_of_a_state_is_cut_in_the_record(recording: Recording) -> None:
+    @flow
+    def talkative() -> State:
+        return Completed("x" * 100_000)
+
+    assert len(talkative(return_state=True).message) == 100_000
+    assert len(recording.ends[0][1]) == 4000
