@@ -21,7 +21,7 @@ FOLDERS = {
 
 # From the bottom up: a module may import its own layer and those below it. What no line names stands beside `flows`.
 LAYERS: list[set[str]] = [
-    {"_version", "states", "exceptions", "clock", "settings", "profiles"},
+    {"_version", "states", "exceptions", "clock", "names", "settings", "profiles"},
     {"models", "keys", "logging", "metrics", "schedules", "context"},
     {"store"},
     {"engine", "flows", "tasks", "futures", "deployments", "variables"},
