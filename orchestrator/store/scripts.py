@@ -88,7 +88,6 @@ class Scripts:
         self._prefix = prefix
         self._clock = clock
         self._scripts = load_scripts()
-        self._sent: set[str] = set()
 
     def now_ms(self) -> int:
         """The time as the scripts see it: Redis's, or the frozen clock's where a test has one."""
@@ -115,20 +114,13 @@ class Scripts:
     def try_many(self, calls: Sequence[tuple[str, dict[str, Any]]]) -> list[Any]:
         """As ``call_many``, with a script's error in place of its answer. Raises only where Redis cannot be reached."""
         commands = [self._command(name, arguments) for name, arguments in calls]
-        # EVALSHA in a pipeline cannot fall back by itself, so scripts go ahead of their first use.
-        unsent = {script.sha: script for script, _ in commands if script.sha not in self._sent}
-        pipeline = self._client.pipeline(transaction=False)
-        for script in unsent.values():
-            pipeline.execute_command("SCRIPT LOAD", script.text)
-        for script, arguments in commands:
-            pipeline.execute_command("EVALSHA", script.sha, 1, *arguments)
-        answers = pipeline.execute(raise_on_error=False)[len(unsent) :]
-        self._sent.update(unsent)
-        for i, answer in enumerate(answers):
-            if isinstance(answer, NoScriptError):
-                self._sent.clear()
-                answers[i] = self._evaluate(commands[i])
-        return list(answers)
+        answers = self._evaluate_many(commands)
+        unknown = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+        if unknown:
+            self._send_scripts()
+            for i, answer in zip(unknown, self._evaluate_many([commands[i] for i in unknown]), strict=True):
+                answers[i] = answer
+        return answers
 
     def _command(self, name: str, given: dict[str, Any]) -> tuple[Script, list[Any]]:
         script = self._scripts[name]
@@ -145,4 +137,21 @@ class Scripts:
         try:
             return self._client.execute_command("EVALSHA", script.sha, 1, *arguments)
         except NoScriptError:
-            return self._client.execute_command("EVAL", script.text, 1, *arguments)
+            self._send_scripts()
+            return self._client.execute_command("EVALSHA", script.sha, 1, *arguments)
+
+    def _evaluate_many(self, commands: Sequence[tuple[Script, list[Any]]]) -> list[Any]:
+        pipeline = self._client.pipeline(transaction=False)
+        for script, arguments in commands:
+            pipeline.execute_command("EVALSHA", script.sha, 1, *arguments)
+        return list(pipeline.execute(raise_on_error=False))
+
+    def _send_scripts(self) -> None:
+        """Give the server all scripts at once, in a transaction: it knows all of this release's, or none.
+
+        When it knew some, a pipeline after a restart ran those first, and an end could overtake the start before it.
+        """
+        pipeline = self._client.pipeline(transaction=True)
+        for script in self._scripts.values():
+            pipeline.execute_command("SCRIPT LOAD", script.text)
+        pipeline.execute()
