@@ -45,16 +45,10 @@ class Settings:
     redis_url: str | None = _setting(None, "The Redis or Valkey to use; unset: a private one under home.", secret=True)
     namespace: str = _setting("default", "Which set of flows, runs and pools on that server.")
     allow_unsafe_redis: bool = _setting(False, "Go on with a server whose settings may lose runs.")
-    durability: str = _setting(
-        "default", "What an accepted write has survived: the primary, or also a replica.", choices=("default", "replicated")
-    )
     redis_timeout_s: float = _setting(5.0, "How long to wait for one answer of Redis, in seconds.", minimum=0.01)
     redis_retry_s: float = _setting(60.0, "How long to try again while Redis cannot be reached, in seconds.", minimum=0)
-    retention_days: float = _setting(30.0, "How long ended runs are kept, in days.", minimum=0)
     log_level: str = _setting("INFO", "Log lines below this level are dropped.", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
-    log_format: str = _setting(
-        "auto", "Log lines as text or JSON; auto: text on a terminal, else JSON.", choices=("auto", "text", "json")
-    )
+    log_format: str = _setting("text", "A flow's log lines on stderr as text or as JSON.", choices=("text", "json"))
     _sources: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
 

@@ -107,7 +107,7 @@ def logs(out: Printer[LogLine], run: str, following: bool, tail: int | None) -> 
             out.many(shown)
         if not following:
             return
-        for item in store.queries.follow(found.id, after=lines[-1].id if lines else ""):
+        for item in follow(store, found.id, None, after=lines[-1].id if lines else ""):
             if isinstance(item, State):
                 continue
             if out.is_for_people:

@@ -89,17 +89,17 @@ def watch_run(store: Store, run: Run, timeout: timedelta | None, out: output.Pri
     return outcome(ended.state)
 
 
-def follow(store: Store, run: str, timeout: timedelta | None) -> Iterator[LogLine | State]:
-    """The run's log lines and states as they come, until it has ended. Raises TimeIsOver."""
+def follow(store: Store, run: str, timeout: timedelta | None, after: str = "") -> Iterator[LogLine | State]:
+    """A run's log lines (behind the one of the id ``after``) and states as they come, to its end. Raises TimeIsOver."""
     over = threading.Event()
     if timeout is None:
-        yield from _items(store, run, over)
+        yield from _items(store, run, over, after)
         return
     items: queue.Queue[LogLine | State | BaseException | None] = queue.Queue()
 
     def read() -> None:
         try:
-            for item in _items(store, run, over):
+            for item in _items(store, run, over, after):
                 items.put(item)
             items.put(None)
         except BaseException as error:
@@ -121,9 +121,9 @@ def follow(store: Store, run: str, timeout: timedelta | None) -> Iterator[LogLin
         over.set()
 
 
-def _items(store: Store, run: str, over: threading.Event) -> Iterator[LogLine | State]:
+def _items(store: Store, run: str, over: threading.Event, after: str) -> Iterator[LogLine | State]:
     """As ``queries.follow``, going on where it was when the server has been away for a while; until nobody listens any more."""
-    after, lost_at = "", None
+    lost_at = None
     while True:
         try:
             for item in store.queries.follow(run, after):

@@ -536,7 +536,7 @@ class Supervisor:
             grace = self._options.grace
             self._drain_until = clock.monotonic() + grace.total_seconds()
             left = len(self._jobs)
-            waits = f" {left} runs may take up to {grace.total_seconds():g} s to end; Ctrl-C stops them now." if left else ""
+            waits = f" {_runs(left)} may take up to {grace.total_seconds():g} s to end; Ctrl-C stops them now." if left else ""
             self._say(f"Stopping: no new runs are claimed.{waits}")
             self._heartbeat()
         elif self._stage == 2:
@@ -549,7 +549,7 @@ class Supervisor:
     def _stop_now(self, why: str) -> None:
         jobs = [job for job in self._jobs.values() if not job.has_reported_end and not job.is_lost]
         if jobs:
-            self._say(f"{why}: {len(jobs)} runs are stopped and handed back.")
+            self._say(f"{why}: {_runs(len(jobs))} stopped and handed back.")
         for job in jobs:
             job.is_given_up = True
             self._executor.kill(job)
@@ -637,6 +637,10 @@ class Supervisor:
                     hint=f"Create it with: orch work-queue create '{queue}' --pool '{pool.name}'",
                 )
         return [name for name in names if not self._options.queues or name in self._options.queues]
+
+
+def _runs(number: int) -> str:
+    return "1 run" if number == 1 else f"{number} runs"
 
 
 def _line(job: Job, message: str) -> LogLine:

@@ -75,7 +75,7 @@ local function take(stream, message, id)
   end
   leave_and_free(run)
   if gate.strategy == 'CANCEL_NEW' and not gate.paused then
-    enter(run, 'Cancelled', 'No free slot of ' .. gate.name .. ', whose strategy is CANCEL_NEW.')
+    enter(run, 'Cancelled', 'No free slot of ' .. title(gate) .. ', whose strategy is CANCEL_NEW.')
     return to_ended(run)
   end
   park(run, gate, parking_score(run))

@@ -41,7 +41,7 @@ for _, item in ipairs(items) do
     local gate = run.due <= now and full_gate(run)
     enter(run, 'Scheduled', '')
     if gate then
-      enter(run, 'Cancelled', 'No free slot of ' .. gate.name .. ', whose strategy is CANCEL_NEW.')
+      enter(run, 'Cancelled', 'No free slot of ' .. title(gate) .. ', whose strategy is CANCEL_NEW.')
       to_ended(run)
     elseif run.due <= now then
       to_queue(run)

@@ -26,6 +26,15 @@ local function has_gate(run, wanted)
   return false
 end
 
+-- A gate as people call it.
+local function title(gate)
+  local kind, name = string.match(gate.name, '^(%w+):(.*)$')
+  if kind == 'deployment' then return 'its deployment' end
+  local pool, queue = string.match(name, '^([^:]*):(.*)$')
+  if kind == 'queue' then return "work queue '" .. queue .. "' of '" .. pool .. "'" end
+  return (kind == 'pool' and 'work pool' or kind) .. " '" .. name .. "'"
+end
+
 local function read_gate(name, text)
   local gate = {name = name, slots = prefix .. 'slots:' .. name}
   if text then

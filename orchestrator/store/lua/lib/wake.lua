@@ -20,9 +20,9 @@ end
 -- Park a run that is in no place at a gate. A limit shows in the state; behind a pause the run stays as it was.
 local function park(run, gate, score)
   if gate.paused then
-    if run.state == 'AwaitingConcurrencySlot' then enter(run, 'Scheduled', 'Waits for ' .. gate.name .. ' to be resumed.') end
+    if run.state == 'AwaitingConcurrencySlot' then enter(run, 'Scheduled', 'Waits for ' .. title(gate) .. ' to be resumed.') end
   elseif run.state ~= 'AwaitingConcurrencySlot' then
-    enter(run, 'AwaitingConcurrencySlot', 'Waits for a slot of ' .. gate.name .. '.')
+    enter(run, 'AwaitingConcurrencySlot', 'Waits for a slot of ' .. title(gate) .. '.')
   end
   to_parked(run, gate, score)
 end
@@ -48,7 +48,7 @@ local function wake(name)
     elseif run.place == 'parked' and run.gate == name then
       local other = refusal(run)
       if not other then
-        admit(run, 'A slot of ' .. name .. ' became free.')
+        admit(run, 'A slot of ' .. title(gate) .. ' became free.')
         woken = woken + 1
       elseif other.name ~= name then
         leave(run)
