@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any
 
-from orchestrator.states import TERMINAL, State
+from orchestrator.states import TERMINAL, State, StateType
 
 
 @dataclass(slots=True)
@@ -104,6 +104,11 @@ class Run:
     def is_terminal(self) -> bool:
         """The run has ended."""
         return self.state.type in TERMINAL
+
+    @property
+    def is_quarantined(self) -> bool:
+        """The run ended because its process was lost as often as its crash budget allows; it stays so until someone decides."""
+        return self.state.type is StateType.CRASHED and self.crash_count >= self.crash_budget
 
     @property
     def duration(self) -> timedelta | None:

@@ -29,6 +29,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
     "Run and watch": {
         "flow-run": "Show, watch, cancel, retry and delete flow runs.",
         "task-run": "Show the task runs inside a flow run.",
+        "dead": "Show, redrive and drop flow runs whose crash budget is spent.",
         "event": "Show what happened.",
         "variable": "Set and read variables that flows share.",
     },

@@ -97,12 +97,18 @@ def pool_option(required: bool = False) -> Decorator:
 
 def run_filter_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options that choose runs; the command takes a RunFilter called ``chosen``."""
+    state = click.option("--state", multiple=True, metavar="STATE", help="Only runs in this state. Can be given again.")
+    return state(stateless_filter_options(function))
+
+
+def stateless_filter_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As ``run_filter_options``, for commands that act on runs in one state anyway."""
     import functools
 
     @functools.wraps(function)
     def with_filter(
         *args: Any,
-        state: tuple[str, ...],
+        state: tuple[str, ...] = (),
         flow: str | None,
         deployment: str | None,
         pool: str | None,
@@ -125,7 +131,6 @@ def run_filter_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--pool", metavar="NAME", shell_complete=complete_pool, help="Only runs of this work pool."),
         click.option("--deployment", metavar="NAME", shell_complete=complete_deployment, help="Only runs of this deployment."),
         click.option("--flow", metavar="NAME", help="Only runs of this flow."),
-        click.option("--state", multiple=True, metavar="STATE", help="Only runs in this state. Can be given again."),
     ):
         command = option(command)
     return command

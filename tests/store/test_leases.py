@@ -143,7 +143,17 @@ def test_a_run_has_exactly_three_starts_when_its_process_dies_each_time(floor: F
         assert (lapsed.requeued, lapsed.crashed) == ((1, 0) if attempt < 3 else (0, 1))
     found = floor.get(run)
     assert (found.place, found.state.name, found.crash_count, found.run_count) == ("ended", "Crashed", 3, 3)
+    assert found.is_quarantined
     assert floor.claim() == []
+
+
+def test_a_run_that_its_engine_ended_crashed_is_not_in_quarantine(floor: Floor) -> None:
+    run = floor.running(crash_budget=2)
+    floor.store.runs.report_death(run, 1, "gone")
+    assert not floor.get(run).is_quarantined
+    assert [claimed.attempt for claimed in floor.claim()] == [2]
+    floor.finish(run, "Crashed")
+    assert not floor.get(run).is_quarantined
 
 
 def test_a_budget_of_one_means_never_again(floor: Floor) -> None:

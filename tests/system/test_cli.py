@@ -396,6 +396,63 @@ def test_runs_are_cancelled_by_filter_and_never_all_by_accident(orch: Orch, stor
     assert store.queries.count() == 0
 
 
+@pytest.fixture
+def poisoned(store: Store, deployment: Deployment) -> list[str]:
+    """The ids of three runs in quarantine, of one that was ended as Crashed, and of one that failed."""
+    names = ("poison-1", "poison-2", "poison-3", "ended", "failed")
+    runs = []
+    for name in names:
+        new = NewRun(name=name, flow="load", deployment=deployment.id, pool="etl", crash_budget=1, tags=(name,))
+        [created] = store.runs.create([new])
+        runs.append(created.id)
+        if name.startswith("poison"):
+            store.runs.report_death(*claim(store), "signal 9 (SIGKILL)")
+        else:
+            finish(store, claim(store), Crashed() if name == "ended" else Failed())
+    return runs
+
+
+def test_runs_whose_crash_budget_is_spent_are_listed_with_the_reason(orch: Orch, poisoned: list[str]) -> None:
+    assert [run["id"] for run in orch("dead", "ls", "-o", "json").json] == poisoned[2::-1]
+    row = orch("dead", "ls", "--tag", "poison-1", "--columns", "name,starts-lost,reason", "--no-headers").out
+    assert row == "poison-1\t1\tIts process was lost (1 of 1 starts): signal 9 (SIGKILL).\n"
+    assert "Only 2 are shown" in orch("dead", "ls", "--limit", "2").err
+    assert "No flow run is in quarantine" in orch("dead", "ls", "--flow", "other").err
+
+
+def test_a_redriven_run_starts_again_with_a_fresh_budget(orch: Orch, poisoned: list[str], store: Store) -> None:
+    assert orch("dead", "redrive", "poison-1").code == 2
+    assert orch("dead", "redrive", "poison-1", "--dry-run", "-o", "name").out == f"{poisoned[0]}\n"
+    assert store.runs.get(poisoned[0]).is_quarantined
+    assert orch("dead", "redrive", "poison-1", "--yes").err == "Redrove flow run 'poison-1'.\n"
+    run = store.runs.get(poisoned[0])
+    assert (run.state.name, run.crash_count, run.attempt) == ("Scheduled", 0, 1)
+    assert claim(store) == (poisoned[0], 2)
+
+
+def test_runs_in_quarantine_are_redriven_by_filter_and_never_all_by_accident(
+    orch: Orch, poisoned: list[str], store: Store
+) -> None:
+    for verb in ("redrive", "drop"):
+        answer = orch("dead", verb, "--yes")
+        assert (answer.code, "orch dead ls" in answer.err) == (2, True)
+        assert orch("dead", verb, "poison-1", "--all", "--yes").code == 2
+    assert len(orch("dead", "redrive", "--deployment", "load/nightly", "--tag", "poison-2", "-y", "-o", "json").json) == 1
+    assert orch("dead", "redrive", "--all", "--yes").err == "Redrove 2 flow runs.\n"
+    assert [store.runs.get(run).state.name for run in poisoned] == [*["Scheduled"] * 3, "Crashed", "Failed"]
+    assert orch("dead", "redrive", "--all", "--yes").err == "No run matches.\n"
+
+
+def test_only_runs_in_quarantine_are_redriven_or_dropped(orch: Orch, poisoned: list[str], store: Store) -> None:
+    for verb, instead in (("redrive", "retry"), ("drop", "delete")):
+        answer = orch("dead", verb, "failed", "--yes")
+        assert (answer.code, f"orch flow-run {instead} {poisoned[4]}" in answer.err) == (5, True)
+    assert orch("dead", "drop", "poison-1", "--yes").code == 0
+    assert orch("flow-run", "inspect", "poison-1").code == 3
+    assert orch("dead", "drop", "--all", "--yes").err == "Dropped 2 flow runs.\n"
+    assert store.queries.count() == 2
+
+
 # --- the rest -------------------------------------------------------------------------------------------------------------
 
 

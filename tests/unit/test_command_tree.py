@@ -13,7 +13,7 @@ from orch_cli.main import SECTIONS, orch
 from orch_cli.output import FORMATS
 
 LISTING = ("ls", "inspect", "preview", "status", "view", "logs", "doctor", "version", "watch", "wait")
-DESTRUCTIVE = ("delete", "cancel", "unset")
+DESTRUCTIVE = ("delete", "cancel", "unset", "drop", "redrive")
 
 
 def walk(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
@@ -80,7 +80,9 @@ def test_every_command_that_destroys_can_be_answered_by_a_flag(path: str) -> Non
     assert "--yes" in options(TREE[path])
 
 
-@pytest.mark.parametrize("path", [path for path in LEAVES if path.split()[-1] in ("delete", "cancel", "deploy")])
+@pytest.mark.parametrize(
+    "path", [path for path in LEAVES if path.split()[-1] in ("delete", "cancel", "deploy", "drop", "redrive")]
+)
 def test_what_deletes_cancels_or_deploys_can_be_tried_dry(path: str) -> None:
     assert "--dry-run" in options(TREE[path])
 
