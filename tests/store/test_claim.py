@@ -139,6 +139,21 @@ def test_a_paused_pool_parks_its_runs_in_the_state_they_were_in(floor: Floor) ->
     assert [claimed.id for claimed in floor.claim()] == [run]
 
 
+def test_a_slot_that_a_claim_frees_reaches_whom_it_parked_just_before(floor: Floor) -> None:
+    # It did not stand among the waiters yet when they were asked, and nobody woke it ever after.
+    floor.store.limits.set("tag:a", 1)
+    first, expiring = floor.running(tags=("a",)), floor.submit(tags=("a",), expires=floor.after(3))
+    floor.claim()
+    floor.finish(first)
+    parked = floor.submit(tags=("a",))
+    delivered = sorted(floor.deliver(), key=lambda delivery: delivery.run != parked)
+    floor.wait(3)
+    assert floor.store.runs.claim("w", "p", ["default"], 2, delivered).parked == [(parked, "tag:a")]
+    assert floor.place(expiring) == ("ended", "Cancelled")
+    floor.store.runs.wake()
+    assert floor.place(parked) == ("queued", "Scheduled")
+
+
 def test_cancel_new_cancels_what_is_claimed_over_the_limit(floor: Floor) -> None:
     floor.store.limits.set("tag:a", 1, strategy="CANCEL_NEW")
     first, second = floor.store.runs.create([_new("a"), _new("a")])

@@ -4,6 +4,7 @@
 -- goes to the pool's `resumed` stream. At most 100 waiters a call; a gate with more left over stands in `wake_due`.
 
 local wake_budget = 100
+local parked_here = {}
 
 local function admit(run, message)
   leave(run)
@@ -25,6 +26,7 @@ local function park(run, gate, score)
     enter(run, 'AwaitingConcurrencySlot', 'Waits for a slot of ' .. title(gate) .. '.')
   end
   to_parked(run, gate, score)
+  parked_here[gate.name] = true
 end
 
 local function has_room(gate)
@@ -59,7 +61,8 @@ local function wake(name)
     end
   end
   wake_budget = wake_budget - asked
-  if #waiters / 2 > asked and has_room(gate) then
+  -- Whom this very script has parked here is not among the waiters yet: it came before the slot that it waits for was freed.
+  if (#waiters / 2 > asked or parked_here[name]) and has_room(gate) then
     write('ZADD', prefix .. 'wake_due', now, name)
   else
     write('ZREM', prefix .. 'wake_due', name)
