@@ -385,3 +385,20 @@ def test_a_gate_shows_its_holders_and_waiters(floor: Floor) -> None:
     floor.claim()
     shown = floor.store.limits.get(gate)
     assert (shown.limit, shown.used, shown.holders, sorted(shown.waiters)) == (1, 1, runs[:1], sorted(runs[1:]))
+
+
+def test_a_run_that_is_parked_just_before_its_slot_is_given_back_in_the_same_claim_goes_on(floor: Floor) -> None:
+    """The waiters are read before anything is written: the run parked in this very claim was not among them, and waited on."""
+    floor.store.pools.create_queue("p", "side")
+    floor.store.limits.set("tag:b", 1)
+    holder = floor.running(tags=("b",))
+    reserved = floor.submit(tags=("b",), queue="side")
+    floor.claim(queues=("side",))
+    floor.finish(holder)
+    later = floor.submit(tags=("b",))
+    [of_resumed, of_queue] = floor.deliver()
+    floor.store.pools.pause_queue("p", "side")
+    assert floor.claim(queues=(), delivered=[of_queue, of_resumed]) == []
+    assert floor.get(reserved).gate == "queue:p:side"
+    floor.store.runs.wake()
+    assert [run.id for run in floor.claim()] == [later]
