@@ -1,4 +1,4 @@
-"""``orch doctor``: one line per check; exit code 1 if one found a problem."""
+"""``orch doctor``: one line per check, and per thing that it mended; exit code 1 if a problem is left."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from orchestrator.exceptions import OrchError
 if TYPE_CHECKING:
     from orchestrator.store import Store
 
-_COLORS = {"ok": "green", "warning": "yellow", "problem": "red"}
+_COLORS = {"ok": "green", "mended": "green", "warning": "yellow", "problem": "red"}
 _MOST_SKEW = timedelta(seconds=5)
 _SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found: ok, warning or problem; and, where something should be done, what."""
+    """What one check found: ok, mended, warning or problem; and, where something should be done, what."""
 
     check: str
     status: str
@@ -46,14 +46,15 @@ FINDING: View[Finding] = View(
 )
 
 
-@click.command("doctor", cls=Command, examples=("orch doctor", "orch doctor -o json"))
+@click.command("doctor", cls=Command, examples=("orch doctor", "orch doctor --repair", "orch doctor -o json"))
+@click.option("--repair", is_flag=True, help="Mend what a crash of Redis or a restored backup has broken.")
 @shows(FINDING, many=True)
-def doctor(out: Printer[Finding]) -> int:
+def doctor(out: Printer[Finding], repair: bool) -> int:
     """Find what is wrong with the server, the workers and the runs.
 
-    Changes nothing. Exit code 1 if there is a problem.
+    Changes nothing without --repair. Exit code 1 if there is a problem (left).
     """
-    findings = list(_examine())
+    findings = list(_examine(repair))
     out.many(findings)
     if out.is_for_people:
         for finding in findings:
@@ -62,7 +63,7 @@ def doctor(out: Printer[Finding]) -> int:
     return 1 if any(finding.status == "problem" for finding in findings) else 0
 
 
-def _examine() -> Iterator[Finding]:
+def _examine(repair: bool) -> Iterator[Finding]:
     try:
         now = settings()
     except OrchError as error:
@@ -80,7 +81,7 @@ def _examine() -> Iterator[Finding]:
         yield from _schedulers(store)
         yield from _pools(store)
         yield from _late_runs(store)
-        yield from _invariants(store)
+        yield from _invariants(store, repair)
 
 
 def _server(store: Store) -> Iterator[Finding]:
@@ -156,12 +157,17 @@ def _late_runs(store: Store) -> Iterator[Finding]:
         yield Finding("late runs", "ok", "none")
 
 
-def _invariants(store: Store) -> Iterator[Finding]:
+def _invariants(store: Store, repair: bool) -> Iterator[Finding]:
     from orchestrator.store.invariants import check
 
     broken = check(store)
-    for sentence in broken[:_SHOWN]:
-        yield Finding("invariants", "problem", str(sentence), "A scheduler mends what it can: orch scheduler start")
+    if broken and repair:
+        for what, subject in store.runs.reconcile_all():
+            yield Finding("repair", "mended", f"{subject}: {what}")
+        broken = check(store)
+    hint = "Nothing mends this by itself; orch flow-run delete RUN removes a run." if repair else "orch doctor --repair"
+    for number, violation in enumerate(broken[:_SHOWN]):
+        yield Finding("invariants", "problem", str(violation), "" if number else hint)
     if len(broken) > _SHOWN:
         yield Finding("invariants", "problem", f"and {len(broken) - _SHOWN} more")
     if not broken:

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgpack
 
-from orchestrator.keys import GROUP, PERMANENT, lengthen
+from orchestrator.keys import PERMANENT, lengthen
 from orchestrator.states import STATE_TYPES, TERMINAL, TRANSITIONS
+from orchestrator.store import streams
 from orchestrator.store.client import Redis
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ def _check_members(store: Store, key: str) -> Iterator[Violation]:
 
 def _check_stream(store: Store, key: str) -> Iterator[Violation]:
     """An entry of a stream is the one message of a queued run."""
-    for batch in _batches(_entries(store, key)):
+    for batch in _batches(streams.entries(_client(store), store.keys.prefix + key)):
         runs = _read_runs(store, [short for _, short in batch])
         for entry, short in batch:
             run = runs[short]
@@ -247,29 +248,13 @@ def _check_stream(store: Store, key: str) -> Iterator[Violation]:
 
 def _check_pending(store: Store, key: str) -> Iterator[Violation]:
     """A delivery that waits to be claimed is of an entry that is there."""
-    if not any(group["name"] == GROUP.encode() for group in _client(store).xinfo_groups(store.keys.prefix + key)):
-        return
-    for pending in _batches(_pending(store, key)):
+    for batch in _batches(streams.pending(_client(store), store.keys.prefix + key)):
         pipeline = _client(store).pipeline(transaction=False)
-        for message in pending:
+        for message in batch:
             pipeline.xrange(store.keys.prefix + key, message, message)
-        for message, found in zip(pending, pipeline.execute(), strict=True):
+        for message, found in zip(batch, pipeline.execute(), strict=True):
             if not found:
                 yield Violation(f"the pending entry {message} is gone", key)
-
-
-def _entries(store: Store, key: str) -> Iterator[tuple[str, str]]:
-    after = "-"
-    while entries := _client(store).xrange(store.keys.prefix + key, min=after, count=1000):
-        yield from ((entry.decode(), fields.get(b"r", b"").decode()) for entry, fields in entries)
-        after = f"({entries[-1][0].decode()}"
-
-
-def _pending(store: Store, key: str) -> Iterator[str]:
-    after = "-"
-    while entries := _client(store).xpending_range(store.keys.prefix + key, GROUP, min=after, max="+", count=1000):
-        yield from (entry["message_id"].decode() for entry in entries)
-        after = f"({entries[-1]['message_id'].decode()}"
 
 
 def _check_slots(store: Store, key: str) -> Iterator[Violation]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 from orchestrator import clock, keys, names
@@ -16,6 +16,7 @@ from orchestrator.exceptions import ObjectNotFound
 from orchestrator.keys import Keys, lengthen, shorten
 from orchestrator.models import Created, Deployment, LogLine, NewRun, Run, Schedule, TaskRun
 from orchestrator.states import State, StateType, canonical_name
+from orchestrator.store import streams
 from orchestrator.store.answers import (
     Change,
     ClaimedRun,
@@ -40,6 +41,10 @@ MESSAGE_LIMIT = 2000
 
 LOG_LINES_KEPT = 100_000
 _LATE_AFTER_MS = 15_000
+_SETS_OF_RUNS = (
+    *("due", "leases", "paused", "expires", "reservations", "planning"),
+    *("slots:", "parked:", "index:", "planned:"),
+)
 _DEFAULT_PAUSE = timedelta(hours=1)
 
 
@@ -465,7 +470,7 @@ class Runs:
         return mended
 
     def reconcile_all(self) -> list[tuple[str, str]]:
-        """Mend every run, slot, waiter and index of the namespace: (what was mended, run id or key).
+        """Mend every run, slot, waiter, message and index of the namespace: (what was mended, run id or key).
 
         For the time after a crash of Redis or a restored backup. Bounded scripts, so that everybody else goes on meanwhile.
         """
@@ -477,15 +482,22 @@ class Runs:
     def _reconcile_members(self) -> list[tuple[str, str]]:
         prefix = self._keys.prefix
         mended: list[tuple[str, str]] = []
-        kinds = ("due", "leases", "paused", "expires", "reservations", "slots:", "parked:", "index:", "planned:")
         for key in self._client.scan_iter(match=prefix + "*", count=1000):
             name = key.decode().removeprefix(prefix)
-            if not name.startswith(kinds):
-                continue
-            for batch in _batches((member for member, _ in self._client.zscan_iter(key, count=1000)), 100):
+            for batch in _batches(self._members(name), 100):
                 answer = self._scripts.call("reconcile_members", members=[[name, member] for member in batch])
                 mended += [(_text(what), _text(where)) for what, where in answer]
         return mended
+
+    def _members(self, name: str) -> Iterable[bytes | str]:
+        """What ``reconcile_members`` looks at in the key of that name."""
+        key = self._keys.prefix + name
+        if name.startswith(_SETS_OF_RUNS):
+            return (member for member, _ in self._client.zscan_iter(key, count=1000))
+        if name.startswith(("queue:", "resumed:")):
+            entries = (entry for entry, _ in streams.entries(self._client, key))
+            return chain(entries, streams.pending(self._client, key))
+        return [""] if name.startswith(("log:", "tasks:", "idempotency:")) else []
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -155,6 +155,32 @@ def key_of_another_run(floor: Floor) -> str:
     return run
 
 
+def entry_of_nobody(floor: Floor) -> str:
+    run = floor.submit()
+    floor.store.client.xadd(floor.store.keys.queue("p", "default", "low"), {"r": shorten(run)})
+    floor.store.client.xadd(floor.store.keys.resumed("p"), {"junk": "x"})
+    return run
+
+
+def delivery_of_a_lost_entry(floor: Floor) -> str:
+    run = floor.submit()
+    floor.deliver()
+    floor.store.client.xtrim(floor.store.keys.queue("p", "default", "normal"), maxlen=0, approximate=False)
+    return run
+
+
+def lost_run(floor: Floor) -> str:
+    run = queued(floor)
+    floor.store.client.hset(floor.key("tasks", run), "x", "x")
+    floor.store.client.delete(floor.key("run", run))
+    return run
+
+
+def plan_of_no_schedule(floor: Floor) -> str:
+    floor.store.client.zadd(floor.store.keys.planning, {f"{shorten(missing_run())}:hourly": 5, "junk": 5})
+    return floor.submit()
+
+
 BREAKS: dict[str, Break] = {
     "a due run fell out of due": remove("due", due),
     "a leased run fell out of leases": remove("leases", lambda floor: floor.running()),
@@ -182,7 +208,12 @@ BREAKS: dict[str, Break] = {
     "an index by state holds what is no run": dangling("index:state:Late"),
     "a gate holds a waiter that is no run": dangling("parked:tag:a"),
     "a plan holds what is no run": dangling("planned:x:s"),
+    "an index of another flow holds a run": add("index:flow:other", queued),
     "a message is lost": lost_message,
+    "an entry is left that is nobody's message": entry_of_nobody,
+    "a delivery is left of an entry that is lost": delivery_of_a_lost_entry,
+    "a run is lost and its keys are left": lost_run,
+    "a schedule is lost and its plan is left": plan_of_no_schedule,
     "a slot is lost": lost_slot,
     "a reserved slot is lost": lost_reserved_slot,
     "a slot of an older attempt is left": slot_of_an_older_attempt,

@@ -1,8 +1,10 @@
--- Remove members of sorted sets that stand for nothing: slots that nobody holds, waiters that do not wait, runs that are gone.
+-- Remove what stands for nothing: slots that nobody holds, waiters that do not wait, entries that are nobody's message, plans of
+-- schedules that are gone, and what belonged to runs that are gone.
 --
 -- USES core gates runs places
--- ARGV members packed  a list of {sorted set below the prefix, member}
--- RETURN a list of {what was mended, sorted set}
+-- ARGV members packed  a list of {key below the prefix, member}: of a sorted set a member, of a stream an entry's id, of a key that
+--                      lives as long as a run, ''
+-- RETURN a list of {what was mended, key}
 
 local mended = {}
 
@@ -14,24 +16,59 @@ local function holds(gate, member)
   return run.place == 'leased' and run.attempt == tonumber(attempt)
 end
 
+-- Whether a member has to stand there, what it is if not, and whether it still does.
 local function belongs(key, member)
   local kind, name = string.match(key, '^(%l+):(.*)$')
   if kind == 'slots' then return holds(name, member), 'a slot that nobody held' end
+  if key == 'planning' then
+    local deployment, slug = string.match(member, '^([^:]*):(.*)$')
+    return deployment and redis.call('HEXISTS', prefix .. 'schedules:' .. deployment, slug) == 1, 'a plan of no schedule'
+  end
   local run = load_run(member)
   if kind == 'parked' then
     return run and run.place == 'parked' and run.gate == name, 'a waiter that did not wait'
   end
+  if run and kind == 'index' then
+    local wanted = run.state == string.match(key, '^index:state:(.*)$')
+    for _, index in ipairs(index_keys(run)) do wanted = wanted or index == prefix .. key end
+    return wanted, 'a run of another kind'
+  end
   return run, 'a member that was no run'
+end
+
+local function mend_member(key, member)
+  local right, what = belongs(key, member)
+  local gate = string.match(key, '^slots:(.*)$') or string.match(key, '^parked:(.*)$')
+  if gate then write('ZADD', prefix .. 'wake_due', now, gate) end
+  if right or not redis.call('ZSCORE', prefix .. key, member) then return end
+  write('ZREM', prefix .. key, member)
+  return what
+end
+
+local function mend_entry(stream, id)
+  local found = redis.call('XRANGE', prefix .. stream, id, id)[1]
+  local run = found and load_run(found[2][2] or '')
+  if run and run.place == 'queued' and run.msg == id .. ' ' .. stream then return end
+  write('XACK', prefix .. stream, GROUP, id)
+  if not found then return 'a delivery of an entry that was gone' end
+  write('XDEL', prefix .. stream, id)
+  return "an entry that was no run's message"
+end
+
+local function mend_key(key)
+  local owner = string.match(key, '^%l+:(.*)$')
+  if string.match(key, '^idempotency:') then owner = redis.call('GET', prefix .. key) end
+  if not owner or load_run(owner) then return end
+  write('DEL', prefix .. key)
+  return 'belonged to no run'
 end
 
 for _, item in ipairs(members) do
   local key, member = item[1], item[2]
-  local right, what = belongs(key, member)
-  local gate = string.match(key, '^slots:(.*)$') or string.match(key, '^parked:(.*)$')
-  if gate then write('ZADD', prefix .. 'wake_due', now, gate) end
-  if not right and redis.call('ZSCORE', prefix .. key, member) then
-    write('ZREM', prefix .. key, member)
-    mended[#mended + 1] = {what, key}
-  end
+  local mend = mend_member
+  if string.match(key, '^queue:') or string.match(key, '^resumed:') then mend = mend_entry end
+  if member == '' then mend = mend_key end
+  local what = mend(key, member)
+  if what then mended[#mended + 1] = {what, key} end
 end
 return mended
