@@ -22,6 +22,8 @@ from orchestrator.exceptions import ConfigurationError, ObjectNotFound
 PREFIX = "ORCH_"
 DEFAULT_PROFILE = "default"
 PROFILES_FILE = "profiles.toml"
+FENCE = "ORCH_FENCE"
+"""The environment variable that tells a run's process its fence. No setting: it says what runs, not how."""
 
 _HIDDEN = "***"
 _TRUE = frozenset({"1", "true", "yes", "on"})
@@ -66,7 +68,9 @@ def load(**flags: Any) -> Settings:
     Raises ConfigurationError for a wrong value, unknown setting or unreadable file, ObjectNotFound for an unknown profile.
     """
     given = tuple(sorted((name, value) for name, value in flags.items() if value is not None))
-    environment = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith(PREFIX)))
+    environment = tuple(
+        sorted((name, value) for name, value in os.environ.items() if name.startswith(PREFIX) and name != FENCE)
+    )
     folder = Path.cwd()
     home = _resolve_home(dict(given), dict(environment), folder)
     stamps = tuple(_stamp(path) for path in (folder / "orch.toml", folder / "pyproject.toml", home / PROFILES_FILE))
@@ -155,6 +159,11 @@ def child_environment(settings: Settings | None = None, **extra: str) -> dict[st
 def add_to_environment(variables: Mapping[str, str]) -> None:
     """Set variables for the rest of this process and for its children: what a deployment wants for its runs."""
     os.environ.update(variables)
+
+
+def tell_fence(fence: int) -> None:
+    """Put a run's fence into the environment of its process and of whatever that starts."""
+    os.environ[FENCE] = str(fence)
 
 
 def variable(name: str) -> str | None:

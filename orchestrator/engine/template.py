@@ -419,6 +419,7 @@ def _execute(run: dict[str, Any], link: Link, flow: Flow[..., Any] | None) -> No
     # Lines reach the log while the run goes on, and none is lost when the process is killed.
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    settings.tell_fence(run["attempt"])
     status = 0
     try:
         execute_run(run, link, flow)

@@ -17,8 +17,9 @@ _VALUES: dict[str, tuple[Callable[[FlowRunContext], Any], Callable[[], Any]]] = 
     "tags": (lambda context: list(context.flow_run.tags), list),
     "run_count": (lambda context: context.flow_run.run_count, lambda: 0),
     "scheduled_start_time": (lambda context: context.flow_run.expected_start_time, clock.now),
-    # Grows with every claim: what an outside system may compare to refuse an earlier attempt that is still alive.
-    "fence": (lambda context: context.flow_run.attempt, lambda: 0),
+    # Grows with every claim: what an outside system may compare to refuse an earlier attempt that is still alive. A nested flow
+    # is a run of its own each time, so there the fence of the run that a worker claimed says more.
+    "fence": (lambda context: _root(context).flow_run.attempt, lambda: 0),
     "parent_flow_run_id": (lambda context: context.flow_run.parent, lambda: None),
     "root_flow_run_id": (lambda context: _root(context).flow_run.id, lambda: None),
     "parent_deployment_id": (lambda context: context.parent.flow_run.deployment_id if context.parent else None, lambda: None),

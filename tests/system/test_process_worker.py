@@ -79,6 +79,16 @@ def dies(how: str) -> None:
     os.kill(os.getpid(), getattr(signal, how))
 
 @flow
+def tells_its_fence(folder: str) -> list[str]:
+    """Dies in its first attempt. A program that it starts knows the fence too."""
+    from orchestrator.runtime import flow_run
+    seen = subprocess.run(["sh", "-c", "echo $ORCH_FENCE"], capture_output=True, text=True).stdout.strip()
+    with open(f"{folder}/fences", "a") as fences:
+        fences.write(f"{flow_run.fence} {seen}\\n")
+    if flow_run.fence == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+@flow
 def tells_its_environment(name: str) -> str:
     return os.environ.get(name, "")
 
@@ -324,6 +334,16 @@ def test_a_child_that_dies_is_a_crash_with_its_reason_in_the_history(
     assert (ended.state.name, ended.crash_count, ended.run_count) == ("Crashed", 2, 2)
     assert reason in ended.state.message
     assert ("stdout", "about to die") in log_of(store, run)
+
+
+def test_the_fence_grows_with_every_attempt_and_is_known_to_programs_that_the_run_starts(
+    store: Store, settings: Settings, folder: Path
+) -> None:
+    run = submit(store, deploy(store, folder, "tells_its_fence"), folder=str(folder))
+    with worker(settings):
+        ended = wait_for_end(store, run)
+    assert (ended.state.name, ended.attempt) == ("Completed", 2)
+    assert (folder / "fences").read_text() == "1 1\n2 2\n"
 
 
 def test_a_killed_child_is_replaced_and_its_run_started_again_at_once(store: Store, settings: Settings, folder: Path) -> None:

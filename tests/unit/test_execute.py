@@ -43,6 +43,21 @@ def test_a_run_starts_and_completes(recording: Recording) -> None:
     assert recording.opened == []
 
 
+def test_a_nested_flow_has_the_fence_of_the_run_that_was_claimed(recording: Recording) -> None:
+    seen: list[Any] = []
+
+    @flow
+    def inner() -> None:
+        seen.extend([runtime.flow_run.fence, runtime.flow_run.root_flow_run_id])
+
+    @flow
+    def outer() -> None:
+        inner()
+
+    execute(recording, outer, attempt=3)
+    assert seen == [3, "run"]
+
+
 def test_every_kind_of_flow_is_executed(recording: Recording) -> None:
     @flow
     async def later() -> int:
