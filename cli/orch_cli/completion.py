@@ -1,4 +1,4 @@
-"""``orch completion``: the script for a shell, and names of deployments, pools and limits while someone types.
+"""``orch completion``: the script for a shell, and names of deployments, pools, workers and limits while someone types.
 
 The server has 300 ms to tell the names, besides the time that Python takes to start. What takes longer or fails completes
 nothing and says nothing.
@@ -47,6 +47,11 @@ def complete_deployment(context: click.Context, parameter: click.Parameter, inco
 def complete_pool(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Work pools whose name begins so."""
     return _names(context, incomplete, lambda store: store.pools.names())
+
+
+def complete_worker(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Workers whose name begins so."""
+    return _names(context, incomplete, lambda store: [worker.name for worker in store.pools.workers()])
 
 
 def complete_limited_tag(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

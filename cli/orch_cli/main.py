@@ -34,7 +34,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "variable": "Set and read variables that flows share.",
     },
     "Operate": {
-        "worker": "Start workers and show those that run.",
+        "worker": "Start, show and drain workers.",
         "work-pool": "Create, show, pause, limit and delete work pools.",
         "work-queue": "Create, show, pause, limit and delete the queues of a work pool.",
         "concurrency-limit": "Let at most so many flow runs with a tag run at a time.",

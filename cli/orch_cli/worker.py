@@ -6,7 +6,7 @@ import click
 
 from orch_cli import output
 from orch_cli.commands import Noun
-from orch_cli.completion import complete_pool
+from orch_cli.completion import complete_pool, complete_worker
 from orch_cli.connection import open_store, settings
 from orch_cli.options import pool_option
 from orch_cli.output import Printer, shows
@@ -17,7 +17,7 @@ from orchestrator.models import Worker
 
 @click.group("worker", cls=Noun, examples=("orch worker start --pool etl", "orch worker ls"))
 def worker() -> None:
-    """Start workers and show those that run."""
+    """Start, show and drain workers."""
 
 
 @worker.command(
@@ -73,3 +73,20 @@ def ls(out: Printer[Worker], pool: str | None) -> None:
     """List workers."""
     with open_store() as store:
         out.many(store.pools.workers(pool))
+
+
+@worker.command("drain", examples=("orch worker drain blue", "orch worker drain blue green -o json"))
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_worker)
+@shows(WORKER)
+def drain(out: Printer[Worker], names: tuple[str, ...]) -> None:
+    """Tell workers to take no new runs, let those that they have end, and stop.
+
+    The runs may take as long as they need. A worker that a signal stops as well gives them the usual grace.
+    """
+    with open_store() as store:
+        for name in names:
+            store.pools.drain(name)
+            if out.is_for_people:
+                output.say(output.clean(f"Worker '{name}' takes no new runs, and stops when those that it has have ended."))
+        if not out.is_for_people:
+            out.many([found for found in store.pools.workers() if found.name in names])

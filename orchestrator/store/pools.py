@@ -30,11 +30,15 @@ class HeartbeatAnswer(NamedTuple):
 
 
 class Control(NamedTuple):
-    """One message to a worker: ``what`` is cancel; ``run`` whom it concerns; ``id`` the place to read on from."""
+    """One message to a worker; ``id`` is the place to read on from.
+
+    ``what`` is cancel, of ``run``; or drain, of the worker that started at ``started_ms``.
+    """
 
     id: str
     what: str
-    run: str
+    run: str = ""
+    started_ms: int = 0
 
 
 class Pools:
@@ -262,6 +266,21 @@ class Pools:
         schedulers, workers, now_ms = map(int, answer)
         return HeartbeatAnswer(schedulers > 0, workers, now_ms)
 
+    def drain(self, worker: str) -> None:
+        """Tell a worker to take no new runs, let those that it has end, however long they take, and stop.
+
+        Raises ObjectNotFound where no worker of that name was ever heard of, Refused where it is silent.
+        """
+        answer, detail = self._scripts.call("drain", worker=worker, alive_ms=self._silence_ms)
+        if answer == b"missing":
+            raise ObjectNotFound(f"There is no worker {worker!r}.", hint="List workers with: orch worker ls")
+        if answer == b"gone":
+            last = clock.from_ms(int(detail))
+            raise Refused(
+                f"Worker {worker!r} has said nothing since {last:%Y-%m-%d %H:%M:%S} UTC and cannot be told anything.",
+                hint="Its runs start elsewhere when their leases are over. List workers with: orch worker ls",
+            )
+
     def leave(self, worker: str, pool: str, queues: Sequence[str]) -> None:
         """A worker is gone for good: it and its consumers disappear."""
         streams = [self._keys.resumed(pool), *(s for queue in queues for s in self._queue_streams(pool, queue))]
@@ -351,7 +370,12 @@ class Pools:
         block_ms = max(1, round(block / timedelta(milliseconds=1)))
         reply = self._blocking.xread({self._keys.control(worker): after}, count=100, block=block_ms)
         return [
-            Control(entry.decode(), fields[b"c"].decode(), lengthen(fields[b"r"]))
+            Control(
+                entry.decode(),
+                fields[b"c"].decode(),
+                lengthen(fields[b"r"]) if fields.get(b"r") else "",
+                int(fields.get(b"s", 0)),
+            )
             for _, entries in reply or []
             for entry, fields in entries
         ]

@@ -178,6 +178,19 @@ def test_a_consumer_that_holds_messages_stays_until_they_are_redelivered(floor: 
     assert floor.store.client.xinfo_consumers(stream, "workers") == []
 
 
+def test_a_worker_that_lives_is_told_to_drain_as_the_process_that_it_is(floor: Floor) -> None:
+    pools = floor.store.pools
+    with pytest.raises(ObjectNotFound, match="no worker 'w'"):
+        pools.drain("w")
+    pools.heartbeat(worker(floor))
+    pools.drain("w")
+    [told] = pools.wait_for_control("w", "0", SHORT)
+    assert (told.what, told.run, told.started_ms) == ("drain", "", floor.clock.ms)
+    floor.wait(31)
+    with pytest.raises(Refused, match="has said nothing since"):
+        pools.drain("w")
+
+
 def test_schedulers_are_known_while_they_speak(floor: Floor) -> None:
     assert floor.store.pools.scheduler_heartbeat("s").scheduler_alive
     assert floor.store.pools.schedulers() == ["s"]

@@ -468,6 +468,19 @@ def test_workers_are_listed_with_what_they_run_on(orch: Orch, store: Store, depl
     assert orch("work-pool", "inspect", "etl", "-o", "json").json["status"] == "READY"
 
 
+def test_a_worker_is_told_to_drain(orch: Orch, store: Store, deployment: Deployment) -> None:
+    now = clock.now()
+    for name in ("w1", "w2"):
+        store.pools.heartbeat(
+            Worker(name, "etl", "process", "h", 42, "0.1", "3.11.7", 4, 1, ("default",), now, now, "ONLINE", timedelta())
+        )
+    assert "stops when those that it has have ended" in orch("worker", "drain", "w1").err
+    assert [shown["name"] for shown in orch("worker", "drain", "w1", "w2", "-o", "json").json] == ["w1", "w2"]
+    assert [told.what for told in store.pools.wait_for_control("w1", "0", timedelta(seconds=1))] == ["drain", "drain"]
+    answer = orch("worker", "drain", "nope")
+    assert (answer.code, "orch worker ls" in answer.err) == (3, True)
+
+
 def test_variables_hold_json_or_text(orch: Orch, store: Store) -> None:
     assert orch("variable", "set", "limits", '{"rows": 10}').code == 0
     assert orch("variable", "set", "region", "eu").code == 0

@@ -464,6 +464,45 @@ def test_a_draining_worker_lets_its_runs_end_and_claims_no_more(store: Store, se
     assert store.runs.get(later).place == "queued"
 
 
+def test_a_worker_that_is_told_to_drain_lets_its_runs_end_however_long_they_take(
+    store: Store, settings: Settings, folder: Path
+) -> None:
+    deployment = deploy(store, folder, "waits")
+    running = submit(store, deployment, folder=str(folder))
+    with worker(settings, grace=timedelta(0)) as draining:
+        wait_for_start(folder)
+        store.pools.drain(store.pools.workers("pool")[0].name)
+        draining.wait_until_said("Draining on request: no new runs are claimed, and 1 run may end.")
+        eventually(lambda: store.pools.workers("pool")[0].status == "DRAINING")
+        later = submit(store, deployment, folder=str(folder))
+        let_go(folder)
+        assert draining.wait() == 0
+    assert store.runs.get(running).state.name == "Completed"
+    assert store.runs.get(later).place == "queued"
+
+
+def test_what_a_killed_worker_was_told_does_not_drain_the_next_of_its_name(
+    store: Store, settings: Settings, folder: Path
+) -> None:
+    deployment = deploy(store, folder, "answers")
+    store.client.xadd(store.keys.control("blue"), {"c": "drain", "r": "", "s": 1})
+    with worker(settings, name="blue"):
+        assert [wait_for_end(store, submit(store, deployment)).state.name for _ in range(2)] == ["Completed"] * 2
+    store.client.delete(store.keys.control("blue"))
+
+
+def test_a_signal_to_a_worker_that_drains_begins_the_grace(store: Store, settings: Settings, folder: Path) -> None:
+    run = submit(store, deploy(store, folder, "waits"), folder=str(folder))
+    with worker(settings, grace=timedelta(milliseconds=100)) as draining:
+        wait_for_start(folder)
+        store.pools.drain(store.pools.workers("pool")[0].name)
+        draining.wait_until_said("Draining on request")
+        draining.signal(signal.SIGTERM)
+        assert draining.wait() == 0
+    found = store.runs.get(run)
+    assert (found.place, found.crash_count) == ("queued", 0)
+
+
 @pytest.mark.parametrize("patience", ["the grace ends", "a second Ctrl-C"])
 def test_runs_that_do_not_end_in_time_are_handed_back_without_a_crash(
     store: Store, settings: Settings, folder: Path, patience: str

@@ -114,6 +114,7 @@ class Supervisor:
         self._pause_s = _FIRST_PAUSE_S
         self._stage = 0  # how often we were told to stop
         self._drain_until: float | None = None
+        self._was_told_to_drain = False
         self._duties = 0
         self._workers = 1
         self._redis_ahead_ms = 0
@@ -189,7 +190,7 @@ class Supervisor:
     def _is_over(self) -> bool:
         if self._jobs or self._to_hand_back:
             return False
-        if self._stage:
+        if self._is_draining:
             return self._relay.is_idle or self._stage > 1
         return self._options.burst and not self._may_have_more and self._relay.is_idle
 
@@ -324,11 +325,11 @@ class Supervisor:
     def _wants_claim(self) -> bool:
         free = self._options.limit - len(self._jobs)
         wants = bool(self._delivered) or (self._may_have_more and not self._runs_waiter.is_armed)
-        return wants and free > 0 and not self._stage
+        return wants and free > 0 and not self._is_draining
 
     def _next_claim(self, ending: Sequence[str]) -> ClaimRequest | None:
         """The claim that may follow these ends in the same round trip, their slots being free by then."""
-        if self._stage or (self._runs_waiter.is_armed and not self._delivered):
+        if self._is_draining or (self._runs_waiter.is_armed and not self._delivered):
             return None
         self._asked_for = self._options.limit - len(self._jobs) + sum(run in self._jobs for run in ending)
         if self._asked_for <= 0:
@@ -355,7 +356,12 @@ class Supervisor:
             if claims is None:
                 return
             self._take_claims(claims, asked)
-        if not self._stage and len(self._jobs) < self._options.limit and self._away_until is None and not self._options.burst:
+        if (
+            not self._is_draining
+            and len(self._jobs) < self._options.limit
+            and self._away_until is None
+            and not self._options.burst
+        ):
             self._runs_waiter.arm()
 
     def _take_deliveries(self) -> None:
@@ -516,6 +522,8 @@ class Supervisor:
             job = self._relay.child_of(control.run)
             if control.what == "cancel" and isinstance(job, Job):
                 self._cancel(job, control.run)
+            elif control.what == "drain" and control.started_ms == clock.to_ms(self._started):
+                self._drain()
         if self._away_until is None:
             self._control_waiter.arm()
 
@@ -529,6 +537,19 @@ class Supervisor:
         self._executor.terminate(job)
 
     # -- stopping
+
+    @property
+    def _is_draining(self) -> bool:
+        """No new runs are claimed, and when the last has ended, so does the worker."""
+        return self._was_told_to_drain or self._stage > 0
+
+    def _drain(self) -> None:
+        """Someone has asked for it from afar. A signal that comes later begins its grace as ever."""
+        if not self._is_draining:
+            self._was_told_to_drain = True
+            left = f", and {_runs(len(self._jobs))} may end" if self._jobs else ""
+            self._say(f"Draining on request: no new runs are claimed{left}.")
+            self._heartbeat()
 
     def _stop(self) -> None:
         self._stage += 1
@@ -587,7 +608,7 @@ class Supervisor:
             queues=self._options.queues,
             started=self._started,
             heartbeat=now,
-            status="DRAINING" if self._stage else "ONLINE",
+            status="DRAINING" if self._is_draining else "ONLINE",
             clock_skew=timedelta(0),
         )
 
