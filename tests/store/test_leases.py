@@ -217,6 +217,15 @@ def test_a_run_that_is_handed_back_is_charged_nothing_and_goes_to_the_front(floo
     assert floor.store.runs.hand_back(missing_run(), 1) == "superseded"
 
 
+def test_a_run_with_a_budget_of_one_start_is_not_started_again_when_it_is_handed_back(floor: Floor) -> None:
+    """The second Ctrl-C on a worker used to start it elsewhere a second time."""
+    fresh, started = floor.pending(crash_budget=1), floor.running(crash_budget=1)
+    assert [floor.store.runs.hand_back(run, 1) for run in (fresh, started)] == ["ok", "ok"]
+    assert floor.place(fresh) == ("queued", "Scheduled")
+    assert floor.place(started) == ("ended", "Crashed")
+    assert floor.get(started).state.message == "Stopped by its worker (1 of 1 starts)."
+
+
 def test_a_cancelled_run_that_is_handed_back_is_cancelled(floor: Floor) -> None:
     run = floor.running()
     floor.store.runs.cancel(run)

@@ -1,4 +1,4 @@
--- A draining worker gives a run back; no crash is charged.
+-- A worker that has stopped a run gives it back; no crash is charged. A run that may start once ends here if it has started.
 --
 -- FLAGS allow-oom
 -- USES core gates runs places wake
@@ -8,14 +8,18 @@
 
 local found = load_run(run)
 if not found or found.place ~= 'leased' or found.attempt ~= attempt then return 'superseded' end
-local state = found.state == 'Cancelling' and 'Cancelled' or present(found.pool) and 'Scheduled' or 'Crashed'
+-- A run without a pool lives and dies with its own process; a budget of one start means never again, whoever stopped it.
+local may_start_again = present(found.pool) and (found.budget > 1 or found.state == 'Pending')
+local state = found.state == 'Cancelling' and 'Cancelled' or may_start_again and 'Scheduled' or 'Crashed'
 record_outcome(found, state)
 leave_and_free(found)
 if state == 'Scheduled' then
-  requeue(found, 'Handed back by a worker that shuts down.')
+  requeue(found, 'Stopped and handed back by its worker.')
 else
-  -- A run without a pool lives and dies with its own process.
-  enter(found, state, state == 'Cancelled' and 'Cancelled while its worker shut down.' or 'Its process shut down.')
+  local why = state == 'Cancelled' and 'Cancelled while its worker shut down.'
+    or present(found.pool) and 'Stopped by its worker (1 of 1 starts).'
+    or 'Its process shut down.'
+  enter(found, state, why)
   to_ended(found)
 end
 wake_freed()
