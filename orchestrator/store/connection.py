@@ -131,6 +131,15 @@ def explain(error: BaseException, address: str) -> OrchError | None:
             f"Redis at {address} cannot write to its disk and takes nothing new: {_text(error)}",
             hint="Free space on the server's disk and read the server's log.",
         )
+    if isinstance(error, redis.exceptions.InvalidResponse):
+        return StoreUnavailable(
+            f"What answers at {address} is no Redis server: {_text(error)}", hint="Check host and port in ORCH_REDIS_URL."
+        )
+    if isinstance(error, redis.ResponseError) and str(error).startswith("DB index is out of range"):
+        return StoreUnavailable(
+            f"Redis at {address} has no database of this number.",
+            hint="Leave the number out of ORCH_REDIS_URL, or raise the server's setting 'databases'.",
+        )
     if isinstance(error, redis.ConnectionError):
         return StoreUnavailable(f"Redis at {address} cannot be used: {_text(error)}")
     return None

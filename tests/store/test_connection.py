@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -302,6 +303,33 @@ def test_only_what_time_can_mend_is_tried_again(error: Exception, transient: boo
 def test_a_full_disk_is_explained() -> None:
     explained = connection.explain(redis.ResponseError("MISCONF Errors writing to the AOF file: No space left"), "here")
     assert "cannot write to its disk" in str(explained)
+
+
+def test_a_database_that_the_server_does_not_have_is_said_plainly(make_server: MakeServer) -> None:
+    url = f"redis://127.0.0.1:{make_server(tcp=True).port}/99"
+    settings = Settings(redis_url=url)
+    with connect(url, settings) as client, pytest.raises(StoreUnavailable, match="has no database of this number"):
+        check_server(client, settings, address="here", patience=PATIENCE)
+
+
+def test_what_does_not_speak_the_protocol_is_no_redis() -> None:
+    """A web server's answer used to be an error that nobody expected."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        answering = threading.Thread(target=_answer_like_a_web_server, args=(listener,))
+        answering.start()
+        url = f"redis://127.0.0.1:{listener.getsockname()[1]}/0"
+        settings = Settings(redis_url=url)
+        with connect(url, settings) as client, pytest.raises(StoreUnavailable, match="at here is no Redis server") as caught:
+            check_server(client, settings, address="here", patience=PATIENCE)
+        answering.join()
+    assert caught.value.hint == "Check host and port in ORCH_REDIS_URL."
+
+
+def _answer_like_a_web_server(listener: socket.socket) -> None:
+    link, _ = listener.accept()
+    with link:
+        link.recv(1000)
+        link.sendall(b"<!DOCTYPE HTML>\r\n<p>Bad request\r\n")
 
 
 def test_a_server_that_is_still_reading_its_data_is_waited_for(make_server: MakeServer) -> None:
