@@ -205,6 +205,8 @@ def fail(error: BaseException, code: int, hint: str | None = None, message: str 
 
 def _causes(error: BaseException, said: str) -> Iterable[str]:
     """The chain of causes, one line each, without those that the message repeats."""
+    if isinstance(error, click.UsageError):
+        return  # its message says all; what click was handling when it raised says nothing to people
     seen: set[int] = set()
     while True:
         seen.add(id(error))

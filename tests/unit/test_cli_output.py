@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+import click
 import pytest
 import yaml
 
@@ -232,6 +233,15 @@ def test_an_error_names_its_causes_and_its_hint(capsys: pytest.CaptureFixture[st
         "  caused by: OSError: connection refused",
         "hint: Start it.",
     ]
+
+
+def test_a_usage_error_shows_nothing_of_how_it_was_found(capsys: pytest.CaptureFixture[str]) -> None:
+    """A wrong choice used to be "caused by: StopIteration"."""
+    try:
+        click.Choice(["process"]).convert("docker", None, None)
+    except click.UsageError as error:
+        output.fail(error, 2)
+    assert "caused by" not in capsys.readouterr().err
 
 
 def test_a_log_line_keeps_its_lines_together(capsys: pytest.CaptureFixture[str]) -> None:
