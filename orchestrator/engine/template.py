@@ -123,7 +123,10 @@ class Template:
         try:
             self._flow = load(spec)
             _make_ready(self._flow)
+            # What the module has printed stands in a buffer, which every child would inherit and print again.
+            _flush_output()
         except BaseException as error:  # a module may raise anything, SystemExit included
+            _flush_output()
             self._send(["failed", *describe_failure(error)])
             return False
         reason = _why_unsafe()
@@ -448,11 +451,15 @@ def _end_failed(link: Link, run: dict[str, Any], error: BaseException) -> NoRetu
 
 def _leave(link: Link, status: int) -> NoReturn:
     # No clean-up of the interpreter: it costs milliseconds, and objects made before the fork are not ours to finalise.
+    _flush_output()
+    link.close()
+    os._exit(status)
+
+
+def _flush_output() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    link.close()
-    os._exit(status)
 
 
 if __name__ == "__main__":

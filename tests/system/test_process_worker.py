@@ -275,6 +275,19 @@ def test_a_module_that_does_not_import_ends_the_run_failed_with_its_traceback_in
         assert wait_for_end(store, mended).state.name == "Completed"
 
 
+def test_what_a_module_prints_while_it_is_imported_is_in_no_runs_log_twice(
+    store: Store, settings: Settings, folder: Path
+) -> None:
+    """A buffer that was not flushed before the fork was printed again by every child."""
+    (folder / "flows.py").write_text(f"print('imported')\n{FLOWS}")
+    deployment = deploy(store, folder, "answers")
+    with worker(settings):
+        for _ in range(2):
+            run = submit(store, deployment)
+            assert wait_for_end(store, run).state.name == "Completed"
+            assert [message for logger, message in log_of(store, run) if logger == "stdout"].count("imported") == 0
+
+
 def test_a_module_that_ends_its_process_fails_the_run(store: Store, settings: Settings, folder: Path) -> None:
     (folder / "flows.py").write_text("import os\nos._exit(5)\n")
     run = submit(store, deploy(store, folder, "answers"))

@@ -324,15 +324,16 @@ class Supervisor:
 
     def _wants_claim(self) -> bool:
         free = self._options.limit - len(self._jobs)
-        wants = bool(self._delivered) or (self._may_have_more and not self._runs_waiter.is_armed)
-        return wants and free > 0 and not self._is_draining
+        # What was delivered without a slot being free is claimed too: the script passes it on to other workers at once.
+        wants = bool(self._delivered) or (free > 0 and self._may_have_more and not self._runs_waiter.is_armed)
+        return wants and not self._is_draining
 
     def _next_claim(self, ending: Sequence[str]) -> ClaimRequest | None:
         """The claim that may follow these ends in the same round trip, their slots being free by then."""
         if self._is_draining or (self._runs_waiter.is_armed and not self._delivered):
             return None
         self._asked_for = self._options.limit - len(self._jobs) + sum(run in self._jobs for run in ending)
-        if self._asked_for <= 0:
+        if self._asked_for <= 0 and not self._delivered:
             return None
         # Where nothing has to be loaded first, Pending would be over before anybody saw it: runs enter Running at once.
         self._starts = self._executor.is_ready
