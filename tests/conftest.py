@@ -36,7 +36,7 @@ def _clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("ORCH_")]:
             patch.delenv(name)
-        for name in ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE"):
+        for name in ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"):
             patch.delenv(name, raising=False)
         patch.setattr(tempfile, "tempdir", str(folders[1]))
         patch.setenv("TMPDIR", str(folders[1]))
