@@ -47,6 +47,7 @@ _CREATE = "Create a new work pool"
 @click.option("-p", "--pool", metavar="NAME", shell_complete=complete_pool, help="This work pool instead of the file's.")
 @click.option("-q", "--work-queue", "queue", metavar="NAME", help="This work queue instead of the file's.")
 @click.option("--create-pool", type=click.Choice(POOL_TYPES), help="Create a work pool that does not exist, of this type.")
+@click.option("--create-queue", is_flag=True, help="Create a work queue that does not exist in its work pool.")
 @click.option("--diff", "compare", is_flag=True, help="Show what would change, and do nothing. Exit code 1 if anything would.")
 @click.option("-y", "--yes", is_flag=True, help="Take the default answer to every question that has one.")
 @dry_run_option
@@ -60,6 +61,7 @@ def deploy(
     pool: str | None,
     queue: str | None,
     create_pool: str | None,
+    create_queue: bool,
     compare: bool,
     yes: bool,
     dry_run: bool,
@@ -76,12 +78,13 @@ def deploy(
     if not every and not names:
         names, every = _choose(project)
     with open_store() as store:
-        asker = _Asker(store, create_pool, yes, _command(names, every, path, pool))
+        typed = _command(names, every, path, entrypoint, pool, queue, create_pool)
+        asker = _Asker(store, create_pool, create_queue, yes, typed)
         answers = plan.Answers(_literal(names), entrypoint, pool, queue)
         prepared = _prepare(project, names, every, answers, asker)
         if compare or dry_run:
             return _preview(store, prepared, compare)
-        asker.settle_pools(prepared)
+        asker.settle(prepared)
         before = {item.deployment.slug: store.deployments.find(item.deployment.flow, item.deployment.name) for item in prepared}
         saved = plan.apply(store, prepared)
         _plan_if_alone(store)
@@ -111,6 +114,7 @@ class _Asker:
 
     store: Store
     create_type: str | None
+    create_queue: bool
     yes: bool
     command: Sequence[str]
     agreed: set[str] = field(default_factory=set)
@@ -123,28 +127,46 @@ class _Asker:
             return question.choices[prompts.choose(question.text, question.choices)]
         return prompts.ask(question.text, question.flag)
 
-    def settle_pools(self, prepared: Sequence[Prepared]) -> None:
-        """See to it that every pool exists: created, or another chosen instead.
+    def settle(self, prepared: Sequence[Prepared]) -> None:
+        """See to it that every pool and queue exists: created, or another pool chosen instead. Asks everything, then creates.
 
-        Raises ObjectNotFound where nobody can be asked and no flag answers.
+        Raises ObjectNotFound, with nothing created, where nobody can be asked and no flag answers.
         """
         from orchestrator.deployments import plan
 
         for name in plan.missing_pools(self.store, prepared):
-            if self.create_type or self.yes or name in self.agreed:
-                self._create(name)
-                continue
-            if not prompts.on_terminal():
-                raise ObjectNotFound(
-                    f"There is no work pool '{name}'.",
-                    hint=f"Create it and deploy with: {join([*self.command, '--create-pool', POOL_TYPES[0]])}",
-                )
-            chosen = self._replace(name)
-            if chosen == name:
-                self._create(name)
-            for item in prepared:
-                if item.deployment.pool == name:
-                    item.deployment = replace(item.deployment, pool=chosen)
+            self._settle_pool(name, prepared)
+        pools, queues = plan.missing_pools(self.store, prepared), plan.missing_queues(self.store, prepared)
+        for pool, queue in queues:
+            if pool not in pools:
+                self._settle_queue(pool, queue)
+        for pool in pools:
+            self.store.pools.create(pool, self.create_type or POOL_TYPES[0])
+            output.say(f"Created work pool '{pool}'.")
+        for pool, queue in queues:
+            self.store.pools.create_queue(pool, queue)
+            output.say(f"Created work queue '{queue}' in work pool '{pool}'.")
+
+    def _settle_pool(self, name: str, prepared: Sequence[Prepared]) -> None:
+        if self.create_type or self.yes or name in self.agreed:
+            return
+        if not prompts.on_terminal():
+            raise ObjectNotFound(
+                f"There is no work pool '{name}'.",
+                hint=f"Create it and deploy with: {join([*self.command, '--create-pool', POOL_TYPES[0]])}",
+            )
+        chosen = self._replace(name)
+        for item in prepared:
+            if item.deployment.pool == name:
+                item.deployment = replace(item.deployment, pool=chosen)
+
+    def _settle_queue(self, pool: str, queue: str) -> None:
+        if self.create_queue or self.yes:
+            return
+        missing = f"There is no work queue '{queue}' in work pool '{pool}'."
+        hint = f"Create it and deploy with: {join([*self.command, '--create-queue'])}"
+        if not prompts.on_terminal() or not prompts.agree(f"{missing} Create it?"):
+            raise ObjectNotFound(missing, hint=hint)
 
     def _choose_pool(self, text: str) -> str:
         existing = self.store.pools.names()
@@ -164,16 +186,26 @@ class _Asker:
         )
         return existing[number - 1] if number else missing
 
-    def _create(self, name: str) -> None:
-        self.store.pools.create(name, self.create_type or POOL_TYPES[0])
-        output.say(f"Created work pool '{name}'.")
 
-
-def _command(names: Sequence[str], every: bool, path: Path | None, pool: str | None) -> list[str]:
+def _command(
+    names: Sequence[str],
+    every: bool,
+    path: Path | None,
+    entrypoint: str | None,
+    pool: str | None,
+    queue: str | None,
+    create_pool: str | None,
+) -> list[str]:
     """The command as it was typed, for a hint that adds to it."""
     options = ["--all"] if every else [word for name in names for word in ("--name", name)]
-    options += ["--file", str(path)] if path else []
-    return ["orch", "deploy", *options, *(["--pool", pool] if pool else [])]
+    given = {
+        "--file": path and str(path),
+        "--entrypoint": entrypoint,
+        "--pool": pool,
+        "--work-queue": queue,
+        "--create-pool": create_pool,
+    }
+    return ["orch", "deploy", *options, *(word for flag, value in given.items() if value for word in (flag, value))]
 
 
 def _prepare(project: Project, names: tuple[str, ...], every: bool, answers: Answers, asker: _Asker) -> list[Prepared]:
@@ -203,6 +235,8 @@ def _preview(store: Store, prepared: Sequence[Prepared], compare: bool) -> int:
             _write_change(change)
     for pool in plan.missing_pools(store, prepared):
         output.write(f"Would need work pool: {output.clean(pool)}")
+    for pool, queue in plan.missing_queues(store, prepared):
+        output.write(f"Would need work queue: {output.clean(queue)} in work pool {output.clean(pool)}")
     if not compare:
         output.say("Nothing was done.")
     return 1 if compare and differs else 0

@@ -150,6 +150,17 @@ def missing_pools(store: Store, prepared: Sequence[Prepared]) -> list[str]:
     return [pool for pool in pools if not store.pools.exists(pool)]
 
 
+def missing_queues(store: Store, prepared: Sequence[Prepared]) -> list[tuple[str, str]]:
+    """Work queues, each behind its pool, that the deployments name and that do not exist; those of missing pools too."""
+    named = dict.fromkeys((item.deployment.pool, item.deployment.queue) for item in prepared)
+    missing = set(missing_pools(store, prepared))
+    return [
+        (pool, queue)
+        for pool, queue in named
+        if queue not in ((DEFAULT_QUEUE,) if pool in missing else store.pools.queue_names(pool))
+    ]
+
+
 def apply(store: Store, prepared: Sequence[Prepared]) -> list[Deployment]:
     """Save the deployments, and return them as they are stored then.
 
@@ -292,6 +303,7 @@ def _prepare(
     entrypoint = entry.entrypoint or answers.entrypoint or _find_entrypoint(project, entry, ask, name)
     pool = answers.pool or entry.pool or _answer(ask, Question("pool", f"Work pool for deployment {name!r}", "--pool NAME"))
     check_name("work pool", pool)
+    queue = check_name("work queue", answers.queue or entry.queue or DEFAULT_QUEUE)
     flow = entrypoints.load_flow(entrypoint, project.directory)
     if entry.flow_name is not None and _folded(entry.flow_name) != _folded(flow.name):
         raise InvalidDefinition(
@@ -310,7 +322,7 @@ def _prepare(
         parameter_schema=flow.parameters,
         enforce_parameter_schema=entry.enforce_parameter_schema,
         pool=pool,
-        queue=answers.queue or entry.queue or DEFAULT_QUEUE,
+        queue=queue,
         job_variables=entry.job_variables,
         pull=entry.pull or [],
         concurrency_limit=entry.concurrency_limit,

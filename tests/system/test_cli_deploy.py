@@ -106,6 +106,49 @@ def test_a_missing_pool_is_an_error_with_the_command_that_creates_it(project: Pa
     assert sorted(store.deployments.slugs()) == ["bye/bye", "hello/hello"]
 
 
+def with_queue(project: Path) -> None:
+    text = (PROJECT % ("etl", "etl")).replace("work_pool: {name: etl}", "work_pool: {name: etl, work_queue_name: high}", 1)
+    (project / "orch.yaml").write_text(text)
+
+
+def test_the_queue_of_a_created_pool_is_created_too(project: Path, orch: Orch, store: Store) -> None:
+    """It used to end with 'no such queue', the pool created and nothing deployed."""
+    with_queue(project)
+    assert "Would need work queue: high in work pool etl" in orch("deploy", "--all", "--dry-run")[1]
+    code, _, said = orch("deploy", "--all", "--create-pool", "process")
+    assert code == 0, said
+    assert "Created work queue 'high' in work pool 'etl'." in said
+    assert sorted(store.pools.queue_names("etl")) == ["default", "high"]
+    assert store.deployments.get("hello/hello").queue == "high"
+
+
+def test_a_missing_queue_of_a_pool_is_an_error_with_the_command_that_creates_it(
+    project: Path, orch: Orch, store: Store
+) -> None:
+    with_queue(project)
+    (project / "orch.yaml").write_text((project / "orch.yaml").read_text().replace("{name: etl}", "{name: other}"))
+    store.pools.create("etl")
+    code, out, said = orch("deploy", "--all", "--create-pool", "process")
+    assert (code, out) == (3, "")
+    assert "error: There is no work queue 'high' in work pool 'etl'." in said
+    assert "hint: Create it and deploy with: orch deploy --all --create-pool process --create-queue" in said
+    assert (store.deployments.slugs(), store.pools.names()) == ([], ["etl"])
+    code, _, said = orch("deploy", "--all", "--create-pool", "process", "--create-queue")
+    assert code == 0, said
+    assert sorted(store.pools.queue_names("etl")) == ["default", "high"]
+
+
+def test_on_a_terminal_a_missing_queue_is_offered(project: Path, store: Store) -> None:
+    with_queue(project)
+    store.pools.create("etl")
+    child = on_terminal(project, "deploy", "-n", "hello")
+    child.expect("There is no work queue 'high' in work pool 'etl'. Create it")
+    child.sendline("y")
+    code, said = ended(child)
+    assert code == 0, said
+    assert "Created work queue 'high'" in said
+
+
 def test_without_a_scheduler_a_deploy_plans_the_next_runs_itself(project: Path, orch: Orch) -> None:
     write(project)
     orch("deploy", "--all", "--create-pool", "process")
