@@ -306,15 +306,20 @@ class Runs:
         return [shorten(end.run), end.attempt, name, end.state.name, _message(end.state.message), end.result, retry_ms]
 
     def lapse(self, limit: int = 100) -> Lapsed:
-        """Charge a crash to runs whose lease is over; queue them again, or end them Crashed when their budget is spent."""
+        """Charge a crash to runs whose lease is over; queue them again, or end them Crashed when their budget is spent.
+
+        A server that has just come back gets a lease's time first: its workers could not renew while it was away.
+        """
+        # Under a frozen clock the age of the real server means nothing.
+        grace_ms = 0 if self._scripts.is_frozen else self._lease_ms
         reason = "its worker did not renew the lease"
-        return Lapsed(*map(int, self._scripts.call("lapse", run="", attempt=0, reason=reason, limit=limit)))
+        answer = self._scripts.call("lapse", run="", attempt=0, reason=reason, limit=limit, grace_ms=grace_ms)
+        return Lapsed(*map(int, answer))
 
     def report_death(self, run: str, attempt: int, reason: str) -> Lapsed:
         """The process that executed this attempt is dead: as ``lapse``, at once. ``seen`` is 1 whatever the fence said."""
-        return Lapsed(
-            *map(int, self._scripts.call("lapse", run=shorten(run), attempt=attempt, reason=_message(reason), limit=1))
-        )
+        answer = self._scripts.call("lapse", run=shorten(run), attempt=attempt, reason=_message(reason), limit=1, grace_ms=0)
+        return Lapsed(*map(int, answer))
 
     def hand_back(self, run: str, attempt: int) -> str:
         """Give a run back unharmed; it goes to the front. ok or superseded."""

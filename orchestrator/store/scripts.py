@@ -89,6 +89,11 @@ class Scripts:
         self._clock = clock
         self._scripts = load_scripts()
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether a test's clock stands in for Redis's."""
+        return self._clock is not None
+
     def now_ms(self) -> int:
         """The time as the scripts see it: Redis's, or the frozen clock's where a test has one."""
         if self._clock is not None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from floor import Floor, missing_run, named
-from orchestrator.models import LogLine, TaskRun
+from harness import RedisServer, eventually
+from orchestrator.keys import shorten
+from orchestrator.models import LogLine, NewRun, TaskRun
+from orchestrator.settings import Settings
 from orchestrator.states import Completed, Failed, Running, State, StateType
+from orchestrator.store import NamespaceSettings, open_store
 from orchestrator.store.answers import End
 
 
@@ -272,3 +277,25 @@ def test_the_history_of_a_run_that_is_retried_for_ever_keeps_its_younger_part(fl
 
 def _line(floor: Floor) -> LogLine:
     return LogLine(floor.now(), 20, "root", "hello", 1)
+
+
+def test_a_server_that_has_just_come_back_gives_workers_a_lease_to_come_back_too(settings: Settings) -> None:
+    """Each run that went on during an outage was charged a crash when a scheduler was back before its worker."""
+    own = RedisServer().start()
+    try:
+        with open_store(replace(settings, redis_url=own.url)) as store:
+            store.write_settings(NamespaceSettings(lease=timedelta(seconds=2)))
+        with open_store(replace(settings, redis_url=own.url)) as store:
+            store.pools.create("p")
+            [created] = store.runs.create([NewRun("f", pool="p")])
+            [claimed] = store.runs.claim("w", "p", ["default"], 1).claimed
+            store.client.zadd(store.keys.leases, {shorten(created.id): 1})
+            own.kill()
+            own.start()
+            with open_store(replace(settings, redis_url=own.url)) as back:
+                assert back.runs.lapse().seen == 0
+                assert back.runs.renew([(created.id, claimed.attempt)]) == ["ok"]
+                back.client.zadd(back.keys.leases, {shorten(created.id): 1})
+                assert eventually(lambda: back.runs.lapse().requeued) == 1
+    finally:
+        own.stop()
