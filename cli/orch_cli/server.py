@@ -107,6 +107,7 @@ def stop(force: bool) -> None:
             "redis_url is set: the server in use was not started by Orch.", hint="Stop it with the tool that started it."
         )
     if not embedded.running(now.home):
+        embedded.stop(now.home)  # also one that died stays stopped then, whoever misses it
         output.say(f"No server runs in {now.home}.")
         return
     if not force:

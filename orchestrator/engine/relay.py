@@ -139,6 +139,11 @@ class Relay:
         """Nothing waits to be written."""
         return self._deadline is None
 
+    @property
+    def is_cut_off(self) -> bool:
+        """The last ``flush`` could not reach Redis."""
+        return self._retry_after is not None
+
     def leases(self, child: Child | None = None) -> list[tuple[str, int]]:
         """(run, attempt) of all runs, or of one child's, whose lease someone must keep renewing."""
         return [

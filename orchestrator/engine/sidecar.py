@@ -86,6 +86,8 @@ class Sidecar:
                 self._send(reply.frame)
         if now >= self._next_renewal:
             self._renew(relay, now)
+            if relay.is_cut_off and self._store is not None:
+                self._store.revive()
 
     def _renew(self, relay: Relay, now: float) -> None:
         assert self._store is not None
@@ -96,6 +98,7 @@ class Sidecar:
         except StoreUnavailable:
             self._next_renewal = now + 1.0
             return
+            self._store.revive()
         for (run, _), answer in zip(leases, answers, strict=True):
             if answer == "cancel":
                 self._send([protocol.CANCEL, run, "It was cancelled on request."])

@@ -3,13 +3,16 @@
 Layout of ORCH_HOME, readable by its owner only::
 
     data/          the server's folder: its append-only files
-    server.json    who started the server last, and where its socket is
-    server.lock    flock'ed by the server process itself, so the lock ends exactly when the server does
-    server.log     what the server says
-    server.sock    its socket, unless the path is too long for one
+    server.json     who started the server last, and where its socket is
+    server.lock     flock'ed by the server process itself, so the lock ends exactly when the server does
+    server.log      what the server says
+    server.sock     its socket, unless the path is too long for one
+    server.stopped  somebody stopped the server on purpose, so that nobody may revive it
 
 Two servers on one folder would corrupt its files, and the second would take the socket's path over without a word. So a starter
 takes the lock, hands its descriptor to the server, and lets go. Whoever does not get the lock joins the one who has it.
+
+A server that died is started again by whoever misses it first (``revive``): nobody else would, for it is nobody's child.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import getpass
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import re
 import select
@@ -37,13 +41,14 @@ from typing import Any
 from urllib.parse import quote
 
 from orchestrator import clock
-from orchestrator.exceptions import StoreUnavailable
+from orchestrator.exceptions import OrchError, StoreUnavailable
 from orchestrator.settings import Settings, private_folder
 
 OLDEST = {"Redis": (7, 0), "Valkey": (8, 0)}
 """The oldest release of each product that does all that we need, private or not."""
 
 _SOCKET_BYTES = 100  # the kernel allows 108 on Linux and 104 on macOS, with the closing zero
+_STOPPED = "server.stopped"
 _START_S = 10.0
 _LOAD_S = 300.0
 _STEP_S = 0.005
@@ -56,6 +61,9 @@ _FLAGS = (
 )
 # The shell leaves the server to init, so that it is nobody's child to wait for, and tells its process id.
 _DETACH = 'log=$1; shift; "$@" </dev/null >>"$log" 2>&1 & echo $!'
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +92,7 @@ def ensure(settings: Settings, announce: Callable[[str], None] | None = None) ->
     while (record := _record(home)) is None or not _answers(record, patience):
         with _lock(home) as descriptor:
             if descriptor is not None:
+                (home / _STOPPED).unlink(missing_ok=True)
                 record = _start(home, find_binary(), descriptor)
                 break
         _refuse_a_stranger(home)
@@ -97,6 +106,27 @@ def ensure(settings: Settings, announce: Callable[[str], None] | None = None) ->
     if announce:
         announce(_announcement(home))
     return _url(record["socket"])
+
+
+def revive(home: Path) -> bool:
+    """Start the private server of this home again if it died, and do not wait until it answers; whether it was started.
+
+    Not one that was stopped on purpose, nor one that never was. Takes milliseconds and never raises: the caller has lost touch
+    with the server, goes on trying, and asks again.
+    """
+    try:
+        if _record(home) is None:
+            return False
+        with _lock(home) as descriptor:
+            # Looked at under the lock: whoever stops the server leaves the mark first and then looks at the lock.
+            if descriptor is None or (home / _STOPPED).exists():
+                return False
+            _, alive = _launch(home, find_binary(), descriptor)
+            os.close(alive)
+    except (OSError, OrchError, subprocess.SubprocessError) as error:
+        log.warning("The private Redis in %s died and cannot be started again: %s", _shown(home), error)
+        return False
+    return True
 
 
 def url(home: Path) -> str | None:
@@ -143,13 +173,20 @@ def status(home: Path) -> EmbeddedStatus | None:
 def stop(home: Path, timeout: timedelta = timedelta(seconds=10)) -> bool:
     """Stop the private server of this home and wait until it has ended; False if none ran. Its data stay.
 
+    It stays stopped until somebody starts it (``ensure``), also where processes are left that miss it.
+
     Raises StoreUnavailable if it goes on past the timeout, or belongs to another user or machine.
     """
     record = _record(home)
-    if record is None or not _is_locked(home):
+    if record is None:
+        return False
+    _mark_stopped(home)
+    if not _is_locked(home):
         return False
     patience = _Patience(timeout.total_seconds())
     while _is_locked(home):
+        # Again: somebody who was just starting it has removed the mark.
+        _mark_stopped(home)
         try:
             _ask(record["socket"], b"SHUTDOWN\r\n")
         except OSError:
@@ -207,11 +244,27 @@ def _product(path: str) -> tuple[str, tuple[int, ...]]:
 
 def _start(home: Path, binary: Path, lock: int) -> dict[str, Any]:
     """Start the server, give it the lock, and wait until it has read its data."""
+    record, alive = _launch(home, binary, lock)
+    try:
+        patience = _Patience()
+        while not _answers(record, patience):
+            if select.select([alive], [], [], 0)[0] or patience.is_over():
+                raise StoreUnavailable(
+                    f"The private Redis in {_shown(home)} does not start. {_last_words(home / 'server.log')}",
+                    hint=f"Read {_shown(home / 'server.log')}, or use another server: ORCH_REDIS_URL=redis://HOST:PORT",
+                )
+    finally:
+        os.close(alive)
+    return record
+
+
+def _launch(home: Path, binary: Path, lock: int) -> tuple[dict[str, Any], int]:
+    """Start the server and give it the lock: its record, and a pipe's end that becomes readable when the server is gone."""
     data = private_folder(home / "data")
-    log = home / "server.log"
-    if log.exists():
-        log.replace(home / "server.log.old")
-    log.touch(mode=0o600)
+    told_to = home / "server.log"
+    if told_to.exists():
+        told_to.replace(home / "server.log.old")
+    told_to.touch(mode=0o600)
     address = _socket_path(home)
     address.unlink(missing_ok=True)
     record = {"socket": str(address), "host": socket.gethostname(), "user": _user(), "uid": os.getuid(), "server": str(binary)}
@@ -221,7 +274,7 @@ def _start(home: Path, binary: Path, lock: int) -> dict[str, Any]:
     alive, held = os.pipe()
     try:
         told = subprocess.run(
-            ["/bin/sh", "-c", _DETACH, "orch", str(log), *command],
+            ["/bin/sh", "-c", _DETACH, "orch", str(told_to), *command],
             cwd=data,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -230,21 +283,17 @@ def _start(home: Path, binary: Path, lock: int) -> dict[str, Any]:
             pass_fds=(lock, held),
             start_new_session=True,
         )
-        os.close(held)
-        held = -1
         _write_record(home, record | {"pid": int(told.stdout)})
-        patience = _Patience()
-        while not _answers(record, patience):
-            if select.select([alive], [], [], 0)[0] or patience.is_over():
-                raise StoreUnavailable(
-                    f"The private Redis in {_shown(home)} does not start. {_last_words(log)}",
-                    hint=f"Read {_shown(log)}, or use another server: ORCH_REDIS_URL=redis://HOST:PORT",
-                )
-    finally:
+    except BaseException:
         os.close(alive)
-        if held >= 0:
-            os.close(held)
-    return record
+        raise
+    finally:
+        os.close(held)
+    return record, alive
+
+
+def _mark_stopped(home: Path) -> None:
+    (home / _STOPPED).touch(mode=0o600)
 
 
 def _socket_path(home: Path) -> Path:

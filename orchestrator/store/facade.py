@@ -99,6 +99,13 @@ class Store:
         """Raises StoreUnavailable unless Redis answers."""
         self.client.ping()
 
+    def revive(self) -> bool:
+        """For who has lost touch: start the private server again if this store's is one and it died; whether that was done.
+
+        Takes milliseconds, does not wait until the server answers, and never raises.
+        """
+        return self.embedded and private_server.revive(self._configuration.home)
+
     def server_info(self) -> ServerInfo:
         """What the server is and how it is set up."""
         return check_server(self.client, self._configuration, address=self.address)

@@ -36,12 +36,15 @@ class Loop:
     """One thread that does what is due and sleeps in ``wait`` between.
 
     ``wait(seconds)`` sleeps at most so long and may return early when there is news. While Redis is away, duties pause and
-    are tried again, with growing pauses; nothing else stops the loop but ``stop``.
+    are tried again, with growing pauses, and ``revive`` may do something about it; nothing else stops the loop but ``stop``.
     """
 
-    def __init__(self, duties: Sequence[Duty], wait: Callable[[float], None]) -> None:
+    def __init__(
+        self, duties: Sequence[Duty], wait: Callable[[float], None], revive: Callable[[], bool] = lambda: False
+    ) -> None:
         self._duties = duties
         self._wait = wait
+        self._revive = revive
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -63,6 +66,8 @@ class Loop:
             except StoreUnavailable as error:
                 if not pause_s:
                     log.warning("Redis is away; the scheduler waits for it", extra={"error": str(error)})
+                if self._revive():
+                    log.warning("The private Redis had died and was started again")
                 pause_s = min(_LONGEST_PAUSE_S, max(0.1, pause_s * 2))
                 self._stopping.wait(pause_s * random.uniform(0.5, 1))
 

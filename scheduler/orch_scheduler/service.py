@@ -52,7 +52,7 @@ class Scheduler:
             Duty("pruner", _PRUNE, lambda: pruner.run_once(store)),
         ]
         self._duties = duties
-        self._loop = Loop(duties, self._sleep)
+        self._loop = Loop(duties, self._sleep, store.revive)
 
     def run(self) -> None:
         """Work until ``stop``, then say goodbye."""

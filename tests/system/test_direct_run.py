@@ -381,3 +381,17 @@ def test_importing_flows_starts_no_thread_and_no_process(tmp_path: Path) -> None
     program = "import threading; from orchestrator import flow; flow(lambda: 1); print(threading.active_count())"
     process = python("-c", program, cwd=tmp_path)
     assert process.communicate(timeout=60)[0] == "1\n"
+def test_a_private_server_that_dies_under_a_flow_is_started_again(orch_home: Path, script: Script) -> None:
+    with open_store(Settings(home=orch_home)) as store:
+        process = script(WAITING.format(main="waiting()"), ORCH_REDIS_URL="", ORCH_NAMESPACE="default")
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        eventually(lambda: store.queries.runs(RunFilter()).runs)
+        server = embedded.status(orch_home)
+        assert server is not None
+        os.kill(server.pid, signal.SIGKILL)
+        process.communicate(timeout=30)
+        eventually(lambda: embedded.running(orch_home))
+        eventually(lambda: all(run.state.name == "Completed" for run in store.queries.runs(RunFilter()).runs))
+
+

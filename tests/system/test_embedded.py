@@ -118,6 +118,36 @@ def test_the_data_survive_kill_9_of_everything(settings: Settings) -> None:
     assert len(said) == 1
 
 
+def test_one_that_died_is_revived_and_one_that_was_stopped_is_not(settings: Settings) -> None:
+    assert not embedded.revive(settings.home), "none ever was"
+    with connect(embedded.ensure(settings), settings) as client:
+        client.set("k", "v")
+    status = embedded.status(settings.home)
+    assert status is not None
+    assert not embedded.revive(settings.home), "it lives"
+    os.kill(status.pid, signal.SIGKILL)
+    assert eventually(lambda: embedded.revive(settings.home))
+    assert _get(embedded.ensure(settings), settings, "k") == b"v"
+    assert embedded.stop(settings.home)
+    assert not embedded.revive(settings.home)
+    assert not embedded.running(settings.home)
+    embedded.ensure(settings)
+    revived = embedded.status(settings.home)
+    assert revived is not None
+    os.kill(revived.pid, signal.SIGKILL)
+    assert eventually(lambda: embedded.revive(settings.home)), "whoever starts it takes the stop back"
+
+
+def test_one_that_died_and_is_stopped_then_stays_so(settings: Settings) -> None:
+    embedded.ensure(settings)
+    status = embedded.status(settings.home)
+    assert status is not None
+    os.kill(status.pid, signal.SIGKILL)
+    eventually(lambda: not embedded.running(settings.home))
+    embedded.stop(settings.home)
+    assert not embedded.revive(settings.home)
+
+
 def test_it_outlives_its_starter_and_a_ctrl_c_of_its_terminal(settings: Settings) -> None:
     with python("-c", START, stdin=-1) as starter:
         starter.communicate("\n\n", timeout=30)

@@ -7,6 +7,7 @@ import signal
 import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +20,7 @@ from orch_workers.runner import run_worker
 from orchestrator.exceptions import ConfigurationError, InvalidName, ObjectNotFound
 from orchestrator.keys import shorten
 from orchestrator.settings import Settings
-from orchestrator.store import NamespaceSettings, Store, open_store
+from orchestrator.store import NamespaceSettings, Store, embedded, open_store
 from worker_processes import (
     deploy,
     descendants_of,
@@ -601,6 +602,34 @@ def test_an_idle_worker_goes_on_after_a_restart_of_redis(own_server: RedisServer
             idle.wait_until_said("Redis cannot be reached")
             own_server.start()
             assert wait_for_end(store, submit(store, deployment)).state.name == "Completed"
+
+
+@pytest.mark.parametrize("killed", ["while a flow runs", "while nothing runs"])
+def test_a_private_server_that_dies_comes_back_without_a_command(orch_home: Path, folder: Path, killed: str) -> None:
+    """Everything waited until somebody typed a command."""
+    settings = Settings(home=orch_home)
+    with ExitStack() as stack:
+        store = stack.enter_context(open_store(settings))
+        deployment = deploy(store, folder, "waits")
+        steady = stack.enter_context(worker(settings))
+        server = embedded.status(orch_home)
+        assert server is not None
+        if killed == "while nothing runs":
+            kill(server.pid)
+            eventually(lambda: embedded.running(orch_home))
+        run = submit(store, deployment, folder=str(folder))
+        wait_for_start(folder)
+        if killed == "while a flow runs":
+            kill(server.pid)
+            steady.wait_until_said("was started again")
+        let_go(folder)
+        eventually(lambda: embedded.running(orch_home))
+        assert wait_for_end(store, run).state.name == "Completed"
+        assert embedded.stop(orch_home)
+        steady.wait_until_said("Redis cannot be reached")
+        steady.signal(signal.SIGTERM)
+        steady.wait()
+        assert not embedded.running(orch_home), "what was stopped on purpose stays so"
 
 
 def test_without_redis_runs_are_killed_before_their_lease_ends_and_started_again_later(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from harness import RedisServer, eventually, python
 from orchestrator.models import Deployment, NewRun, Schedule
 from orchestrator.settings import Settings, environment
-from orchestrator.store import Store, open_store
+from orchestrator.store import Store, embedded, open_store
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -94,3 +96,22 @@ def test_a_scheduler_goes_on_by_itself_when_redis_comes_back(start: Start, setti
         assert process.wait(timeout=20) == 0
     finally:
         own.stop()
+
+
+def test_a_private_server_that_dies_under_a_scheduler_is_started_again_and_one_that_is_stopped_is_not(orch_home: Path) -> None:
+    scheduler = python("-m", "orch_cli", "scheduler", "start")
+    try:
+        eventually(lambda: embedded.running(orch_home))
+        with open_store(Settings(home=orch_home)) as store:
+            eventually(store.pools.schedulers)
+            server = embedded.status(orch_home)
+            assert server is not None
+            os.kill(server.pid, signal.SIGKILL)
+            eventually(lambda: embedded.url(orch_home) and embedded.status(orch_home))
+            assert embedded.stop(orch_home)
+        scheduler.send_signal(signal.SIGTERM)
+        assert scheduler.wait(timeout=30) == 0
+        assert not embedded.running(orch_home)
+    finally:
+        scheduler.kill()
+        scheduler.communicate()
