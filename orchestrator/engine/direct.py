@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from orchestrator.engine.link import Link
 
-ACKNOWLEDGEMENT_SECONDS = 10.0
+_QUIET_SECONDS = 1.0
+_ACKNOWLEDGEMENT_SECONDS = 5.0
 _IN_TROUBLE_SECONDS = 0.5
 
 _log = get_logger("flow_runs")
@@ -61,7 +62,10 @@ class DirectCall(FlowCall):
         return super().outcome()
 
     def _see_recorded(self, link: Link) -> None:
-        answer = link.wait_ended(self.run.id, ACKNOWLEDGEMENT_SECONDS, timeout_in_trouble=_IN_TROUBLE_SECONDS)
+        answer = link.wait_ended(self.run.id, _QUIET_SECONDS, timeout_in_trouble=_IN_TROUBLE_SECONDS)
+        if answer is None and link.lost is None and link.trouble is None:
+            self._logger.warning("Waiting for Redis to record the run, at most %g s.", _ACKNOWLEDGEMENT_SECONDS)
+            answer = link.wait_ended(self.run.id, _ACKNOWLEDGEMENT_SECONDS, timeout_in_trouble=_IN_TROUBLE_SECONDS)
         if answer is None and link.lost is None:
             self._logger.warning("The run is not recorded yet; the recorder goes on trying for a while.")
         elif answer == "superseded":
@@ -80,6 +84,8 @@ def recorder() -> Link | None:
     """The way to this process's recorder, started if need be; None where there is no Redis to record in."""
     global _link
     with _lock:
+        if _link is not None and _link.is_unfit:
+            return None  # why has been said, and another recorder would say it again
         if _link is None or _link.lost is not None:
             _link = _start_sidecar() if _is_recorded() else None
         return _link
@@ -119,13 +125,17 @@ def _start_sidecar() -> Link | None:
         return None
     finally:
         its.close()
-    link = Link(ours, on_lost=_lost, on_cancel=_cancel, on_trouble=_in_trouble)
+    link = Link(ours, on_lost=_lost, on_cancel=_cancel, on_trouble=_in_trouble, on_unfit=_cannot_record)
     link.listen()
     return link
 
 
 def _lost(reason: str) -> None:
     _log.warning("Runs of this process are no longer recorded: the recorder is gone (%s).", reason)
+
+
+def _cannot_record(reason: str) -> None:
+    _log.warning("Runs of this process are not recorded: %s", reason)
 
 
 def _in_trouble(message: str) -> None:

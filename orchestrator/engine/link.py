@@ -43,8 +43,8 @@ _LogLine = tuple[str, int, int, str, str, str | None]
 class Link:
     """Frames to and from one recorder; any thread may use it.
 
-    ``on_lost`` is called once, with the reason, when the recorder can no longer be reached; ``on_cancel`` with a run and a
-    message for every request to stop one, but only after ``listen``.
+    ``on_lost`` is called once, with the reason, when the recorder can no longer be reached, ``on_unfit`` instead when it said
+    that it can never record; ``on_cancel`` with a run and a message for every request to stop one, but only after ``listen``.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class Link:
         on_lost: Callable[[str], None] | None = None,
         on_cancel: Callable[[str, str], None] | None = None,
         on_trouble: Callable[[str], None] | None = None,
+        on_unfit: Callable[[str], None] | None = None,
     ) -> None:
         # A kernel timeout, because a Python one would make the reader's blocking recv time out too.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_SECONDS, 0))
@@ -63,8 +64,10 @@ class Link:
         self._on_lost = on_lost
         self._on_cancel = on_cancel
         self._on_trouble = on_trouble
+        self._on_unfit = on_unfit
         self.lost: str | None = None
         self.trouble: str | None = None
+        self.is_unfit = False
         self._frames = protocol.Frames()
         self._tasks: deque[tuple[str, TaskRun]] = deque()
         self._log: deque[_LogLine] = deque()
@@ -238,7 +241,7 @@ class Link:
             self.lost = reason
             with self._arrived:
                 self._arrived.notify_all()
-            if self._on_lost is not None and not self._closing.is_set():
+            if self._on_lost is not None and not self._closing.is_set() and not self.is_unfit:
                 self._on_lost(reason)
 
     def _read(self, timeout: float | None) -> bool:
@@ -283,6 +286,13 @@ class Link:
                 self._on_cancel(run, message)
             case [protocol.TROUBLE, str(message)] if message and self._on_trouble is not None:
                 self._on_trouble(message)
+            case [protocol.UNFIT, str(message)]:
+                self.is_unfit = True
+                if self._on_unfit is not None:
+                    self._on_unfit(message)  # before the link is lost: nobody waits then, and the process may end
+                self._lose(message)
+                with contextlib.suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
 
     def _wait_for(self, where: dict[Any, Any], key: Any, timeout: float, *, or_trouble: bool = False) -> Any:
         self.listen()

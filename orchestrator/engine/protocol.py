@@ -18,6 +18,7 @@ first item of a frame says what it is.
       ended    run, answer              ok, again or superseded, as ``finish`` said
       cancel   run, message             someone wants the run stopped; SIGTERM follows it
       trouble  message                  the recorder cannot reach Redis, the run goes on; no message: it can again
+      unfit    message                  the recorder can never record, for this reason; its last frame
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ ANSWER = "answer"
 ENDED = "ended"
 CANCEL = "cancel"
 TROUBLE = "trouble"
+UNFIT = "unfit"
 
 INLINE_BYTES = 256 * 1024
 """Parameters, results and log messages beyond this never leave the process."""

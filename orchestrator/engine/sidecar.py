@@ -6,6 +6,7 @@ code. It goes when that process closes the socket or dies; runs without an end a
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -69,7 +70,8 @@ class Sidecar:
             return
         except OrchError as problem:
             # This server, or this configuration, will not do tomorrow either.
-            self._tell(f"{problem} {problem.hint or ''}".strip())
+            self._send([protocol.UNFIT, f"{problem} {problem.hint or ''}".strip()])
+            self._drain()
             sys.exit(1)
         if self._has_told:
             self._send([protocol.TROUBLE, ""])
@@ -84,10 +86,10 @@ class Sidecar:
         if relay.deadline is not None and now >= relay.deadline:
             for reply in relay.flush(now):
                 self._send(reply.frame)
-        if now >= self._next_renewal:
-            self._renew(relay, now)
             if relay.is_cut_off and self._store is not None:
                 self._store.revive()
+        if now >= self._next_renewal:
+            self._renew(relay, now)
 
     def _renew(self, relay: Relay, now: float) -> None:
         assert self._store is not None
@@ -96,9 +98,9 @@ class Sidecar:
         try:
             answers = self._store.runs.renew(leases)
         except StoreUnavailable:
+            self._store.revive()
             self._next_renewal = now + 1.0
             return
-            self._store.revive()
         for (run, _), answer in zip(leases, answers, strict=True):
             if answer == "cancel":
                 self._send([protocol.CANCEL, run, "It was cancelled on request."])
@@ -132,6 +134,12 @@ class Sidecar:
             self._is_alone_since = now
             if self._relay is not None:
                 self._bury(now)
+
+    def _drain(self) -> None:
+        """Read until the other end has closed: one that writes into a closed socket would not read our last frame."""
+        with contextlib.suppress(OSError):
+            while self._socket.recv(_RECEIVE_BYTES):
+                pass
 
     def _bury(self, now: float) -> None:
         assert self._relay is not None

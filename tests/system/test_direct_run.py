@@ -328,6 +328,30 @@ def test_a_flow_runs_while_redis_is_away_and_says_so_once(script: Script, tmp_pa
     assert err.count("not recorded yet") == 1
 
 
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://localhost:1", "'http://localhost:1' is no address of a Redis server. Write redis://"),
+        ("", "would drop runs when its memory is full: maxmemory-policy is allkeys-lru. On the server: CONFIG SET"),
+    ],
+    ids=["no Redis", "an unsafe Redis"],
+)
+def test_what_can_never_be_recorded_is_said_once_with_what_to_do(url: str, said: str, script: Script) -> None:
+    """The script used to say that the recorder is gone, in place of why or beside it."""
+    server = RedisServer("--maxmemory-policy", "allkeys-lru", "--appendonly", "yes").start()
+    try:
+        program = HELLO + "\nimport time\nfor _ in range(2):\n    hello_flow()\n"
+        process = script(program, ORCH_REDIS_URL=url or server.url)
+        status, err = finish(process)
+    finally:
+        server.stop()
+    assert status == 0
+    assert err.count("WARNING") == 1, err
+    assert "Runs of this process are not recorded: " in err
+    assert said in err
+    assert err.count("Hello, Prefect Flow!") == 3
+
+
 def test_what_happened_while_redis_was_away_is_recorded_when_it_is_back(script: Script) -> None:
     server = RedisServer().start()
     settings = Settings(redis_url=server.url, namespace="n")
@@ -377,10 +401,6 @@ def _children(pid: int) -> list[int]:
     return [int(child) for path in found for child in path.read_text().split()]
 
 
-def test_importing_flows_starts_no_thread_and_no_process(tmp_path: Path) -> None:
-    program = "import threading; from orchestrator import flow; flow(lambda: 1); print(threading.active_count())"
-    process = python("-c", program, cwd=tmp_path)
-    assert process.communicate(timeout=60)[0] == "1\n"
 def test_a_private_server_that_dies_under_a_flow_is_started_again(orch_home: Path, script: Script) -> None:
     with open_store(Settings(home=orch_home)) as store:
         process = script(WAITING.format(main="waiting()"), ORCH_REDIS_URL="", ORCH_NAMESPACE="default")
@@ -395,3 +415,7 @@ def test_a_private_server_that_dies_under_a_flow_is_started_again(orch_home: Pat
         eventually(lambda: all(run.state.name == "Completed" for run in store.queries.runs(RunFilter()).runs))
 
 
+def test_importing_flows_starts_no_thread_and_no_process(tmp_path: Path) -> None:
+    program = "import threading; from orchestrator import flow; flow(lambda: 1); print(threading.active_count())"
+    process = python("-c", program, cwd=tmp_path)
+    assert process.communicate(timeout=60)[0] == "1\n"

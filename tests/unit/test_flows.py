@@ -481,6 +481,24 @@ def test_a_recorder_that_dies_does_not_disturb_the_flow(recording: Recording, ca
     assert going_on() == 100
 
 
+def test_who_waits_for_the_end_to_be_recorded_says_so_and_for_how_long(
+    recording: Recording, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from orchestrator.engine import direct
+
+    monkeypatch.setattr(direct, "_QUIET_SECONDS", 0.01)
+    monkeypatch.setattr(direct, "_ACKNOWLEDGEMENT_SECONDS", 0.02)
+    recording.acknowledges = False
+
+    @flow
+    def quick() -> None: ...
+
+    quick()
+    said = capsys.readouterr().err
+    assert said.count("Waiting for Redis to record the run, at most 0.02 s.") == 1
+    assert said.count("not recorded yet") == 1
+
+
 # Retries
 
 

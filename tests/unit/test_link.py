@@ -22,7 +22,7 @@ from recording import Recording
 
 @pytest.fixture
 def told() -> dict[str, list[Any]]:
-    return {"lost": [], "cancel": [], "trouble": []}
+    return {"lost": [], "cancel": [], "trouble": [], "unfit": []}
 
 
 @pytest.fixture
@@ -31,6 +31,7 @@ def recording(told: dict[str, list[Any]]) -> Iterator[Recording]:
         on_lost=told["lost"].append,
         on_cancel=lambda run, message: told["cancel"].append((run, message)),
         on_trouble=told["trouble"].append,
+        on_unfit=told["unfit"].append,
     )
     yield recording
     recording.end()
@@ -230,7 +231,7 @@ def test_who_listens_is_told_at_once(recording: Recording, told: dict[str, list[
     recording.send("cancel", "r", "now")
     recording.send("trouble", "no Redis")
     eventually(lambda: told["trouble"])
-    assert told == {"lost": [], "cancel": [("r", "now")], "trouble": ["no Redis"]}
+    assert told == {"lost": [], "cancel": [("r", "now")], "trouble": ["no Redis"], "unfit": []}
     assert recording.link.trouble == "no Redis"
     recording.send("trouble", "")
     eventually(lambda: recording.link.trouble is None)
@@ -249,6 +250,16 @@ def test_a_dead_recorder_is_told_once_and_then_ignored(recording: Recording, tol
     assert recording.link.wait_ended("r", 10, timeout_in_trouble=10) is None
     with pytest.raises(StoreUnavailable):
         recording.link.ask("get_variable", "x")
+
+
+def test_a_recorder_that_can_never_record_says_why_and_nothing_else_is_said(
+    recording: Recording, told: dict[str, list[Any]]
+) -> None:
+    recording.link.listen()
+    recording.send("unfit", "no Redis there")
+    assert recording.link.wait_ended("r", 10, timeout_in_trouble=10) is None
+    recording.link.send(["more"])
+    assert (recording.link.lost, told["unfit"], told["lost"]) == ("no Redis there", ["no Redis there"], [])
 
 
 def test_the_end_of_the_socket_ends_receiving(recording: Recording) -> None:
