@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from orch_cli.commands import Noun, Usage
 from orch_cli.connection import open_store
 from orch_cli.options import DURATION, all_option, dry_run_option, run_filter_options, state_names, yes_option
 from orch_cli.output import Printer, shows
-from orch_cli.selection import act_on, matching, named_or_matching
+from orch_cli.selection import act_on, counted, matching, named_or_matching
 from orch_cli.views import EXPLANATION, LOG, RUN
 from orch_cli.watch import TIMED_OUT, RunLog, TimeIsOver, follow, outcome, watch_run
 from orchestrator.exceptions import Refused
@@ -175,14 +176,36 @@ def wait(out: Printer[Run], run: str, wanted: tuple[str, ...], timeout: timedelt
 @shows(RUN)
 def cancel(out: Printer[Run], runs: tuple[str, ...], every: bool, yes: bool, dry_run: bool, chosen: RunFilter) -> int:
     """Cancel flow runs: those that run are asked to stop, then made to."""
+    asked: set[str] = set()
+
+    def done(runs: Sequence[Run]) -> Iterator[str]:
+        ended, stopping = [run for run in runs if run.id not in asked], [run for run in runs if run.id in asked]
+        if ended or not stopping:
+            yield f"Cancelled {counted(ended)}."
+        if stopping:
+            watch = f"watch {stopping[0].id}" if len(stopping) == 1 else "ls --state cancelling"
+            pronoun = "it" if len(stopping) == 1 else "them"
+            yield f"Asked {counted(stopping)} to stop; watch {pronoun} with: orch flow-run {watch}"
+
     with open_store() as store:
 
         def act(run: Run) -> str | None:
             change = store.runs.cancel(run.id, "Cancelled from the command line")
+            if change.state == "Cancelling":
+                asked.add(run.id)
             return None if change.answer == "ok" else f"Flow run '{run.name}' is {change.state} and cannot be cancelled."
 
         found = [run for run in named_or_matching(store, runs, chosen, every) if runs or not run.is_terminal]
-        return act_on(found, out, verb="cancel", done="Cancelled", act=act, yes=yes, dry_run=dry_run)
+        return act_on(
+            found,
+            out,
+            verb="cancel",
+            done=lambda runs: list(done(runs)),
+            act=act,
+            yes=yes,
+            dry_run=dry_run,
+            can=lambda run: not run.is_terminal,
+        )
 
 
 @flow_run.command("retry", examples=("orch flow-run retry brave-otter", "orch flow-run retry brave-otter --watch"))

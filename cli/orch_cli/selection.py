@@ -58,23 +58,27 @@ def act_on(
     out: Printer[Run],
     *,
     verb: str,
-    done: str,
+    done: str | Callable[[Sequence[Run]], Sequence[str]],
     act: Callable[[Run], str | None],
     yes: bool,
     dry_run: bool,
+    can: Callable[[Run], bool] = lambda run: True,
 ) -> int:
     """Do something to each run after asking; answers the exit code.
 
     ``act`` answers None, or why it was refused. A single refused run is an error of its own; of many, the others go on.
+    ``done`` is the verb for what was done, or makes the sentences. Runs of which ``can`` says that ``act`` will refuse them are
+    not asked about.
     """
     if dry_run:
         out.many(runs)
-        output.say(f"Nothing was done: this would {verb} {_count(runs)}.")
+        output.say(f"Nothing was done: this would {verb} {counted(runs)}.")
         return 0
     if not runs:
         output.say("No run matches.")
         return 0
-    prompts.confirm(f"{verb.capitalize()} {_count(runs)}?", yes, count=len(runs))
+    possible = [run for run in runs if can(run)]
+    prompts.confirm(f"{verb.capitalize()} {counted(possible)}?", yes or not possible, count=len(possible))
     refused: list[str] = []
     changed: list[Run] = []
     for run in runs:
@@ -93,11 +97,15 @@ def act_on(
     for problem in refused:
         output.warn(problem)
     if out.is_for_people:
-        output.say(f"{done} {_count(changed)}." if changed else f"{done} no run.")
+        for sentence in [f"{done} {counted(changed)}."] if isinstance(done, str) else done(changed):
+            output.say(output.clean(sentence))
     else:
         out.many(changed)
     return 5 if refused else 0
 
 
-def _count(runs: Sequence[Run]) -> str:
+def counted(runs: Sequence[Run]) -> str:
+    """``flow run 'x'``, ``2 flow runs``, ``no run``."""
+    if not runs:
+        return "no run"
     return f"flow run '{runs[0].name}'" if len(runs) == 1 else output.plural(len(runs), "flow run")

@@ -387,6 +387,21 @@ def test_a_run_is_cancelled_retried_and_deleted(orch: Orch, run: str, store: Sto
     assert orch("flow-run", "inspect", run).code == 3
 
 
+def test_a_run_that_executes_is_asked_to_stop_and_not_called_cancelled(orch: Orch, run: str, store: Store) -> None:
+    claim(store)
+    name = store.runs.get(run).name
+    said = orch("flow-run", "cancel", run, "--yes").err
+    assert said == f"Asked flow run '{name}' to stop; watch it with: orch flow-run watch {run}\n"
+    assert store.runs.get(run).state.name == "Cancelling"
+
+
+def test_nobody_is_asked_whether_to_cancel_a_run_that_has_ended(orch: Orch, run: str) -> None:
+    """Without a terminal the question is an error of its own, 2; the refusal is 5."""
+    orch("flow-run", "cancel", run, "--yes")
+    again = orch("flow-run", "cancel", run)
+    assert (again.code, "is Cancelled and cannot be cancelled" in again.err) == (5, True)
+
+
 def test_runs_are_cancelled_by_filter_and_never_all_by_accident(orch: Orch, store: Store, deployment: Deployment) -> None:
     store.runs.create([NewRun(flow="load", deployment=deployment.id, pool="etl", tags=(tag,)) for tag in "aab"])
     assert orch("flow-run", "cancel", "--yes").code == 2
