@@ -49,7 +49,9 @@ class Settings:
     allow_unsafe_redis: bool = _setting(False, "Go on with a server whose settings may lose runs.")
     redis_timeout_s: float = _setting(5.0, "How long to wait for one answer of Redis, in seconds.", minimum=0.01)
     redis_retry_s: float = _setting(60.0, "How long to try again while Redis cannot be reached, in seconds.", minimum=0)
-    log_level: str = _setting("INFO", "Log lines below this level are dropped.", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    log_level: str = _setting(
+        "INFO", "Log lines below this level are dropped.", choices=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+    )
     log_format: str = _setting("text", "A flow's log lines on stderr as text or as JSON.", choices=("text", "json"))
     _sources: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
@@ -289,7 +291,7 @@ def _from_environment(variables: tuple[tuple[str, str], ...]) -> dict[str, str]:
             if close:
                 raise ConfigurationError(
                     f"There is no setting {variable_name}. Did you mean {PREFIX}{close.upper()}?",
-                    hint="See them all with: orch config view",
+                    hint=_known_settings(),
                 )
         elif value:
             found[name] = value
@@ -360,9 +362,14 @@ def _known(name: str, source: str) -> Any:
     if name not in _FIELDS:
         raise ConfigurationError(
             f"There is no setting {name!r} (in {source}).{did_you_mean(name, NAMES)}",
-            hint="See them all with: orch config view",
+            hint=_known_settings(),
         )
     return _FIELDS[name]
+
+
+def _known_settings() -> str:
+    """No command can show them while one is wrong."""
+    return f"The settings are {', '.join(NAMES)}."
 
 
 def _wrong(name: str, value: Any, source: str, expected: str) -> ConfigurationError:

@@ -106,7 +106,7 @@ def test_values_become_what_the_setting_is(name: str, value: object, becomes: ob
         ("redis_timeout_s", "nan", "expected a number"),
         ("redis_timeout_s", "0", "expected at least 0.01, not '0'"),
         ("allow_unsafe_redis", "maybe", "expected true or false, not 'maybe'"),
-        ("log_level", "loud", "expected one of DEBUG, INFO, WARNING, ERROR, not 'loud'"),
+        ("log_level", "loud", "expected one of DEBUG, INFO, WARNING, ERROR, CRITICAL, not 'loud'"),
         ("namespace", 7, "expected text, not 7"),
         ("home", 7, "expected a path, not 7"),
     ],
@@ -128,6 +128,22 @@ def test_an_unknown_setting_is_an_error_that_suggests_the_known_one(project: Pat
     (project / "orch.toml").write_text('name_space = "x"\n')
     with pytest.raises(ConfigurationError, match=r"no setting 'name_space' \(in orch.toml\). Did you mean 'namespace'\?"):
         settings.load()
+
+
+def test_the_hint_on_an_unknown_setting_needs_no_other_command(project: Path) -> None:
+    """It used to name a command that fails with the same error."""
+    (project / "orch.toml").write_text('colour = "x"\n')
+    with pytest.raises(ConfigurationError) as caught:
+        settings.load()
+    assert caught.value.hint is not None
+    assert "orch config" not in caught.value.hint
+    assert all(name in caught.value.hint for name in settings.NAMES)
+
+
+def test_every_level_of_python_is_a_log_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    for level in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
+        monkeypatch.setenv("ORCH_LOG_LEVEL", level.lower())
+        assert settings.load().log_level == level
 
 
 def test_a_misspelled_variable_is_an_error_but_a_strangers_is_not(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
