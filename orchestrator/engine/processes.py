@@ -60,6 +60,19 @@ def signal_group(leader: int, number: int) -> bool:
     return True
 
 
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process on this machine, one that has ended and was not waited for excepted."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in "ZX"
+    return True
+
+
 def describe_status(status: int) -> str:
     """A wait status in words: ``killed by SIGSEGV``, ``exited with status 3``."""
     code = os.waitstatus_to_exitcode(status)

@@ -29,6 +29,14 @@ class HeartbeatAnswer(NamedTuple):
     now_ms: int
 
 
+class Rival(NamedTuple):
+    """The worker that has a name: where it runs, and since when."""
+
+    host: str
+    pid: int
+    started_ms: int
+
+
 class Control(NamedTuple):
     """One message to a worker; ``id`` is the place to read on from.
 
@@ -248,14 +256,34 @@ class Pools:
 
     # --- workers -------------------------------------------------------------------------------------------------------
 
+    def join(self, worker: Worker, *, instead_of: Rival | None = None) -> Rival | None:
+        """Take a worker's name and say that it lives, or answer who has that name and lives. Of two at once one gets it.
+
+        ``instead_of``: that one is known to be dead, whenever it last spoke.
+        """
+        answer, *taken = self._scripts.call(
+            "join",
+            name=worker.name,
+            own=_identity(worker),
+            gone=list(map(str, instead_of)) if instead_of else [],
+            fields=self._worker_fields(worker),
+            alive_ms=self._silence_ms,
+        )
+        if answer == b"ok":
+            return None
+        host, pid, started_ms = taken
+        return Rival(host.decode(), int(pid), int(started_ms))
+
     def heartbeat(self, worker: Worker) -> HeartbeatAnswer:
         """Say that a worker lives, and how it is."""
-        fields: list[Any] = [
+        return self._heartbeat("workers", worker.name, self._worker_fields(worker))
+
+    def _worker_fields(self, worker: Worker) -> list[Any]:
+        return [
             *("pool", worker.pool, "type", worker.type, "host", worker.host, "pid", worker.pid, "version", worker.version),
             *("python", worker.python, "limit", worker.limit, "running", worker.running, "queues", "\n".join(worker.queues)),
             *("started", clock.to_ms(worker.started), "status", worker.status, "clock", clock.now_ms()),
         ]
-        return self._heartbeat("workers", worker.name, fields)
 
     def scheduler_heartbeat(self, name: str) -> HeartbeatAnswer:
         """Say that a scheduler lives."""
@@ -281,14 +309,16 @@ class Pools:
                 hint="Its runs start elsewhere when their leases are over. List workers with: orch worker ls",
             )
 
-    def leave(self, worker: str, pool: str, queues: Sequence[str]) -> None:
-        """A worker is gone for good: it and its consumers disappear."""
+    def leave(self, worker: Worker | str, pool: str, queues: Sequence[str]) -> None:
+        """A worker is gone for good: it and its consumers disappear. By a mere name, whoever has it; else only that worker."""
         streams = [self._keys.resumed(pool), *(s for queue in queues for s in self._queue_streams(pool, queue))]
-        self._scripts.call("leave", kind="workers", name=worker, streams=[s.removeprefix(self._keys.prefix) for s in streams])
+        name, own = (worker, []) if isinstance(worker, str) else (worker.name, _identity(worker))
+        below = [stream.removeprefix(self._keys.prefix) for stream in streams]
+        self._scripts.call("leave", kind="workers", name=name, streams=below, own=own)
 
     def scheduler_leaves(self, name: str) -> None:
         """A scheduler is gone for good."""
-        self._scripts.call("leave", kind="schedulers", name=name, streams=[])
+        self._scripts.call("leave", kind="schedulers", name=name, streams=[], own=[])
 
     def schedulers(self) -> list[str]:
         """Names of the schedulers that live."""
@@ -385,3 +415,8 @@ class Pools:
         block_ms = max(1, round(block / timedelta(milliseconds=1)))
         reply = self._blocking.xread({self._keys.signals: after}, block=block_ms)
         return reply[0][1][-1][0].decode() if reply else after
+
+
+def _identity(worker: Worker) -> list[str]:
+    """What tells a worker from others of its name."""
+    return [worker.host, str(worker.pid), str(clock.to_ms(worker.started))]

@@ -157,6 +157,24 @@ def test_a_worker_is_known_from_its_heartbeat_until_it_leaves(floor: Floor) -> N
 def test_a_silent_worker_is_offline_and_after_long_forgotten_with_its_consumers(floor: Floor) -> None:
     floor.store.pools.heartbeat(worker(floor))
     floor.claim()
+def test_a_name_belongs_to_one_worker_as_long_as_that_lives(floor: Floor) -> None:
+    pools = floor.store.pools
+    first, second = worker(floor, pid=1), worker(floor, pid=2)
+    assert pools.join(first) is None
+    assert pools.join(first) is None, "the first answer was lost"
+    rival = pools.join(second)
+    assert rival is not None
+    assert (rival.host, rival.pid) == ("h", 1)
+    assert pools.join(second, instead_of=rival._replace(pid=3)) == rival, "somebody else has taken the name meanwhile"
+    pools.leave(second, "p", ["default"])
+    assert [known.pid for known in pools.workers()] == [1], "a worker removed the registration of another"
+    assert pools.join(second, instead_of=rival) is None
+    floor.wait(31)
+    assert pools.join(first) is None, "one that is silent has lost its name"
+    pools.leave(first, "p", ["default"])
+    assert pools.workers() == []
+
+
     floor.wait(31)
     assert [known.status for known in floor.store.pools.workers()] == ["OFFLINE"]
     assert floor.store.pools.get("p").status == "NOT_READY"

@@ -17,7 +17,7 @@ import pytest
 from harness import RedisServer, eventually
 from orch_workers.base import WorkerOptions
 from orch_workers.runner import run_worker
-from orchestrator.exceptions import ConfigurationError, InvalidName, ObjectNotFound
+from orchestrator.exceptions import ConfigurationError, InvalidName, ObjectNotFound, Refused
 from orchestrator.keys import shorten
 from orchestrator.settings import Settings
 from orchestrator.store import NamespaceSettings, Store, embedded, open_store
@@ -667,6 +667,21 @@ def test_a_pool_of_another_type_is_an_error(store: Store, settings: Settings) ->
     store.pools.create("pool")
     with pytest.raises(ConfigurationError, match="of type process"):
         run_worker(WorkerOptions(pool="pool", type="docker", settings=settings))
+
+
+def test_a_second_worker_of_a_name_is_refused_while_the_first_lives(store: Store, settings: Settings, folder: Path) -> None:
+    """Both took runs under one name, and the first to end removed the other's registration."""
+    run = submit(store, deploy(store, folder, "answers"))
+    with worker(settings, name="w4") as first:
+        with pytest.raises(Refused, match=f"There is a worker 'w4' already: process {first.pid} on ") as refused:
+            run_worker(WorkerOptions(pool="pool", name="w4", settings=settings))
+        assert "another --name" in (refused.value.hint or "")
+        assert wait_for_end(store, run).state.name == "Completed"
+        assert [known.pid for known in store.pools.workers()] == [first.pid]
+        kill(first.pid)
+        first.wait()
+        with worker(settings, name="w4") as second:
+            eventually(lambda: [known.pid for known in store.pools.workers()] == [second.pid])
 
 
 def test_a_worker_name_must_be_a_name(settings: Settings) -> None:

@@ -24,9 +24,9 @@ from orch_workers.base import Executor, Host, Job, WorkerOptions
 from orch_workers.waiting import Waiter
 from orchestrator import clock, keys
 from orchestrator._version import __version__
-from orchestrator.engine import protocol
+from orchestrator.engine import processes, protocol
 from orchestrator.engine.relay import Relay, Reply
-from orchestrator.exceptions import ConfigurationError, ObjectNotFound, StoreUnavailable
+from orchestrator.exceptions import ConfigurationError, ObjectNotFound, Refused, StoreUnavailable
 from orchestrator.models import Deployment, LogLine, Worker
 from orchestrator.settings import child_environment, load
 from orchestrator.states import StateType
@@ -62,7 +62,8 @@ def run_worker(options: WorkerOptions) -> int:
 
     Call it from a process's main thread, with no other threads: it takes over SIGTERM, SIGINT, SIGHUP and SIGCHLD.
 
-    Raises ObjectNotFound for a missing pool or queue, ConfigurationError for a pool of another type, InvalidName for the name.
+    Raises ObjectNotFound for a missing pool or queue, ConfigurationError for a pool of another type, InvalidName for the name,
+    Refused where a worker of that name lives.
     """
     from orchestrator.store import open_store
 
@@ -135,6 +136,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Work until told to stop."""
+        self._join()
         self._take_signals()
         if self._options.metrics_port is not None:
             from orchestrator.metrics import WorkerMetrics
@@ -149,6 +151,20 @@ class Supervisor:
             self._executor.close()
         self._end()
         return 0
+
+    def _join(self) -> None:
+        """Take the worker's name. Raises Refused where another that lives has it."""
+        own = self._as_worker()
+        rival = self._store.pools.join(own)
+        # One that was killed here a moment ago has not been silent for long, but it is gone.
+        if rival and rival.host == own.host and (rival.pid == own.pid or not processes.is_alive(rival.pid)):
+            rival = self._store.pools.join(own, instead_of=rival)
+        if rival:
+            silence = self._store.settings.silence.total_seconds()
+            raise Refused(
+                f"There is a worker '{self._name}' already: process {rival.pid} on {rival.host}.",
+                hint=f"Choose another --name, or stop that one. If it is gone, wait until it was silent for {silence:g} s.",
+            )
 
     def _begin(self) -> None:
         what = f"Worker '{self._name}' polls work pool '{self._pool}'"
@@ -199,7 +215,7 @@ class Supervisor:
         try:
             self._relay.flush(clock.monotonic())
             self._store.runs.redeliver(self._pool, self._queues, worker=self._name, idle=timedelta(0))
-            self._store.pools.leave(self._name, self._pool, self._queues)
+            self._store.pools.leave(self._as_worker(), self._pool, self._queues)
         except StoreUnavailable as error:
             log.warning("Left without a word: %s", error)
         self._say(f"Worker '{self._name}' has stopped.")

@@ -4,7 +4,13 @@
 -- ARGV kind    str     workers or schedulers
 --      name    str     who
 --      streams packed  the streams it read, below the prefix
+--      own     packed  {host, pid, started} of the worker that leaves; {} = whoever has the name. Another's registration stays
 -- RETURN how many consumers were removed
+
+if #own > 0 then
+  local known = redis.call('HMGET', prefix .. 'worker:' .. name, 'host', 'pid', 'started')
+  if known[1] and (known[1] ~= own[1] or known[2] ~= own[2] or known[3] ~= own[3]) then return 0 end
+end
 
 local removed = 0
 for _, stream in ipairs(streams) do
