@@ -114,13 +114,22 @@ def check(schedule: Schedule) -> Schedule:
 
 
 def describe(schedule: Schedule) -> str:
-    """The schedule in a few words: ``cron 0 14 * * * (Asia/Tokyo)``, ``every 1:30:00``, ``rrule FREQ=WEEKLY (UTC)``."""
+    """The schedule in a few words: ``cron 0 14 * * * (Asia/Tokyo)``, ``every 90 min``, ``rrule FREQ=WEEKLY (UTC)``."""
     if schedule.cron is not None:
         return f"cron {schedule.cron} ({schedule.timezone})"
     if schedule.interval is not None:
         zone = f" ({schedule.timezone})" if schedule.interval >= _DAY else ""
-        return f"every {schedule.interval}{zone}"
+        return f"every {_length(schedule.interval)}{zone}"
     return f"rrule {schedule.rrule} ({schedule.timezone})"
+
+
+def _length(interval: timedelta) -> str:
+    """In the largest unit that leaves nothing over: ``1 day``, ``90 min``, ``0.5 s``."""
+    for unit, size in (("day", _DAY), ("h", timedelta(hours=1)), ("min", timedelta(minutes=1))):
+        count, rest = divmod(interval, size)
+        if count and not rest:
+            return f"{count} {unit}{'s' if unit == 'day' and count > 1 else ''}"
+    return f"{interval / timedelta(seconds=1):.15g} s"
 
 
 def Cron(  # noqa: N802 - reads like the schedule it makes

@@ -372,7 +372,12 @@ def test_a_schedule_keeps_at_least_one_run_ahead() -> None:
 
 def test_a_schedule_describes_itself() -> None:
     assert describe(Cron("0 14 * * *", timezone="Asia/Tokyo")) == "cron 0 14 * * * (Asia/Tokyo)"
-    assert describe(Interval(5400)) == "every 1:30:00"
+    assert describe(Interval(86400)) == "every 1 day (UTC)"
+    assert describe(Interval(timedelta(days=14))) == "every 14 days (UTC)"
+    assert describe(Interval(3600)) == "every 1 h"
+    assert describe(Interval(5400)) == "every 90 min"
+    assert describe(Interval(90)) == "every 90 s"
+    assert describe(Interval(90061)) == "every 90061 s (UTC)"
     assert describe(RRule("FREQ=WEEKLY")) == "rrule FREQ=WEEKLY (UTC)"
 
 
