@@ -58,7 +58,7 @@ def inspect(out: Printer[Deployment], deployment: str) -> None:
     examples=(
         "orch deployment run hello-flow/hello_flow --watch",
         "orch deployment run etl/nightly -p region=eu -p days=3",
-        """orch deployment run etl/nightly --params '{"region": "eu"}' --start-at tomorrow\\ 9:00""",
+        """orch deployment run etl/nightly --params '{"region": "eu"}' --start-at 'tomorrow 9:00'""",
         "orch deployment run etl/nightly --start-in 2h --idempotency-key 2026-12-31 -o name",
     ),
 )
@@ -68,7 +68,9 @@ def inspect(out: Printer[Deployment], deployment: str) -> None:
 )
 @click.option("--params", "document", metavar="JSON", help="Parameters as a JSON object; - reads it from stdin.")
 @click.option("--start-in", type=DURATION, metavar="DURATION", help="Start after this time, such as 90s or 2h.")
-@click.option("--start-at", type=MOMENT, metavar="MOMENT", help="Start at this time, such as 18:00 or 2026-12-31T18:00+09:00.")
+@click.option(
+    "--start-at", type=MOMENT, metavar="MOMENT", help="Start at this time: 18:00, 'tomorrow 9:00', 2026-12-31T18:00+09:00."
+)
 @click.option(
     "--expires-in", type=DURATION, metavar="DURATION", help="Cancel the run if it has not started this long after its time."
 )

@@ -46,7 +46,10 @@ class Duration(_DurationType):
 
 
 class Moment(_MomentType):
-    """An ISO 8601 date and time, or ``HH:MM`` for the next such time; in the local zone where the text names none."""
+    """An ISO 8601 date and time, ``HH:MM`` for the next such time, or that of ``today`` or ``tomorrow``.
+
+    In the local zone where the text names none.
+    """
 
     name = "moment"
 
@@ -59,7 +62,7 @@ class Moment(_MomentType):
             return self._clock_time(text) or datetime.fromisoformat(text).astimezone()
         except (ValueError, OverflowError):
             self.fail(
-                f"{value!r} is no moment. Write for example 2026-12-31T18:00, 2026-12-31T18:00+09:00 or 18:00.", param, ctx
+                f"{value!r} is no moment. Write for example 18:00, 'tomorrow 9:00' or 2026-12-31T18:00+09:00.", param, ctx
             )
 
     def _clock_time(self, text: str) -> datetime | None:

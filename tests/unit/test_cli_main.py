@@ -283,3 +283,10 @@ def test_completion_without_a_server_completes_nothing_and_says_nothing(orch_hom
     code, shown, said = complete("orch work-pool inspect ", "3")
     assert (code, shown.strip(), said) == (0, "", "")
     assert not (orch_home / "data").exists()
+
+
+def test_a_day_without_a_time_is_refused_with_what_to_write(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["deployment", "run", "etl/nightly", "--start-at", "tomorrow"]) == 2
+    said = capsys.readouterr().err
+    assert "'tomorrow' is no moment. Write for example 18:00, 'tomorrow 9:00' or" in said
+    assert "caused by" not in said
