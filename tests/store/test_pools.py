@@ -154,9 +154,6 @@ def test_a_worker_is_known_from_its_heartbeat_until_it_leaves(floor: Floor) -> N
     assert floor.store.pools.get("p").status == "NOT_READY"
 
 
-def test_a_silent_worker_is_offline_and_after_long_forgotten_with_its_consumers(floor: Floor) -> None:
-    floor.store.pools.heartbeat(worker(floor))
-    floor.claim()
 def test_a_name_belongs_to_one_worker_as_long_as_that_lives(floor: Floor) -> None:
     pools = floor.store.pools
     first, second = worker(floor, pid=1), worker(floor, pid=2)
@@ -175,6 +172,9 @@ def test_a_name_belongs_to_one_worker_as_long_as_that_lives(floor: Floor) -> Non
     assert pools.workers() == []
 
 
+def test_a_silent_worker_is_offline_and_after_long_forgotten_with_its_consumers(floor: Floor) -> None:
+    floor.store.pools.heartbeat(worker(floor))
+    floor.claim()
     floor.wait(31)
     assert [known.status for known in floor.store.pools.workers()] == ["OFFLINE"]
     assert floor.store.pools.get("p").status == "NOT_READY"

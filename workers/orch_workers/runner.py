@@ -298,10 +298,10 @@ class Supervisor:
     def _lost_touch(self, error: Exception) -> None:
         if self._away_until is None:
             self._say(f"Redis cannot be reached; runs go on, and so does this worker when it is back. {error}")
-        self._away_until = clock.monotonic() + self._pause_s * random.uniform(0.75, 1.25)
-        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
         if self._store.revive():
             self._say("The private Redis had died and was started again.")
+        self._away_until = clock.monotonic() + self._pause_s * random.uniform(0.75, 1.25)
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
 
     def _write(self) -> None:
         """Write what runs have said, if it is time, and deal with the answers. Then give runs back."""
