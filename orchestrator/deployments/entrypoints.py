@@ -203,12 +203,12 @@ def _failed(where: str, error: BaseException) -> FlowLoadError:
 
 
 def _user_frames(error: BaseException) -> TracebackType | None:
-    """The traceback from the user's first line on."""
+    """The traceback from the user's first line on; None where none of it ran: a SyntaxError says itself where it is."""
     own = (__file__, "<frozen importlib", importlib.__file__)
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename.startswith(own):
         frames = frames.tb_next
-    return frames or error.__traceback__
+    return frames
 
 
 def _flows_of(where: str, function: str, flows: list[str]) -> str:

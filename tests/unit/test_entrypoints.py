@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import socket
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -180,7 +181,13 @@ def test_a_missing_package_says_which(project: Path) -> None:
 
 def test_a_syntax_error_is_an_import_error(project: Path) -> None:
     write(project / "typo.py", "def f(:\n")
-    assert "SyntaxError" in str(refused("typo.py:f", project))
+    error = refused("typo.py:f", project)
+    assert "SyntaxError" in str(error)
+    assert isinstance(error.__cause__, SyntaxError)
+    shown = "".join(traceback.format_exception(error.__cause__))
+    assert f'File "{project / "typo.py"}", line 1' in shown
+    assert "importlib" not in shown
+    assert "entrypoints" not in shown
 
 
 def test_a_script_that_exits_does_not_take_the_process_with_it(project: Path) -> None:
