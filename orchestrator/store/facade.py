@@ -114,10 +114,14 @@ class Store:
         """Why a run is not running, in a sentence, and what would help."""
         return explain(self, run)
 
+    def stop_waiting(self) -> None:
+        """End this store's blocking reads, from another thread: nothing is handed to them any more."""
+        self.blocking.connection_pool.disconnect()
+
     def close(self) -> None:
         """Drop the connections. The server, also a private one, goes on."""
         self.client.connection_pool.disconnect()
-        self.blocking.connection_pool.disconnect()
+        self.stop_waiting()
 
     def __enter__(self) -> Store:
         return self

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
 
 from floor import Floor
-from orchestrator.exceptions import InvalidName, ObjectAlreadyExists, ObjectNotFound, OrchError, Refused
-from orchestrator.models import Worker
-from orchestrator.store import Store
+from harness import eventually
+from orchestrator.exceptions import InvalidName, ObjectAlreadyExists, ObjectNotFound, OrchError, Refused, StoreUnavailable
+from orchestrator.models import NewRun, Worker
+from orchestrator.settings import Settings
+from orchestrator.store import Store, open_store
 
 SHORT = timedelta(milliseconds=1)
 
@@ -233,3 +236,16 @@ def test_what_a_worker_is_told_is_read_once(floor: Floor) -> None:
     told = floor.store.pools.wait_for_control("w", "0", SHORT)
     assert [control.run for control in told] == runs
     assert floor.store.pools.wait_for_control("w", told[-1].id, SHORT) == []
+
+
+def test_a_read_that_was_ended_takes_no_run_along(store: Store, settings: Settings) -> None:
+    """A worker's blocked read outlived its goodbye by a moment, and a run that came then was handed to nobody for seconds."""
+    store.pools.create("p")
+    with open_store(settings) as leaving, ThreadPoolExecutor() as threads:
+        reading = threads.submit(leaving.pools.wait_for_runs, "p", "leaver", ["default"], timedelta(seconds=5))
+        eventually(lambda: store.client.info("clients")["blocked_clients"])
+        leaving.stop_waiting()
+        assert isinstance(reading.exception(timeout=20), StoreUnavailable)
+        eventually(lambda: not store.client.info("clients")["blocked_clients"])
+        [run] = store.runs.create([NewRun("f", pool="p")])
+        assert [claimed.id for claimed in store.runs.claim("w", "p", ["default"], 1).claimed] == [run.id]

@@ -214,6 +214,8 @@ class Supervisor:
         """Leave nothing behind in Redis. Where it cannot be reached, others find out by themselves."""
         try:
             self._relay.flush(clock.monotonic())
+            # A read that still blocks would take the next run along, and with no scheduler it took seconds until that was seen.
+            self._store.stop_waiting()
             self._store.runs.redeliver(self._pool, self._queues, worker=self._name, idle=timedelta(0))
             self._store.pools.leave(self._as_worker(), self._pool, self._queues)
         except StoreUnavailable as error:
