@@ -13,7 +13,7 @@ from orchestrator.engine import drive
 from orchestrator.engine.direct import DirectCall
 from orchestrator.engine.flow_call import FlowCall
 from orchestrator.engine.parameters import Signature
-from orchestrator.engine.retries import Delay, Retries
+from orchestrator.engine.retries import Delay, Retries, as_number
 from orchestrator.keys import check_name
 from orchestrator.states import State, StateType
 from orchestrator.tasks import render_run_name
@@ -74,8 +74,9 @@ class Flow(Generic[P, R]):
         self.description = description if description is not None else inspect.getdoc(fn)
         self.flow_run_name = flow_run_name
         self.retries = retries or 0
-        self.retry_policy = Retries.of(retries, retry_delay_seconds)
-        self.timeout_seconds = None if timeout_seconds is None else float(timeout_seconds)
+        whose = f"Flow '{self.name}'"
+        self.retry_policy = Retries.of(retries, retry_delay_seconds, whose=whose)
+        self.timeout_seconds = None if timeout_seconds is None else as_number(timeout_seconds, whose, "timeout_seconds")
         self.should_validate_parameters = validate_parameters
         self.log_prints = log_prints
         self._task_runner = task_runner
@@ -235,7 +236,9 @@ class Flow(Generic[P, R]):
 
     def name_of_run(self, parameters: dict[str, Any]) -> str | None:
         """What ``flow_run_name`` makes of a run's parameters; None if there is no such thing."""
-        return None if self.flow_run_name is None else render_run_name(self.flow_run_name, parameters, "flow_run_name")
+        if self.flow_run_name is None:
+            return None
+        return render_run_name(self.flow_run_name, parameters, f"flow_run_name of flow '{self.name}'")
 
     def call_arguments(self, values: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Parameters by name as the arguments of ``fn``."""

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overlo
 from orchestrator.context import FlowRunContext
 from orchestrator.engine import drive
 from orchestrator.engine.parameters import Signature
-from orchestrator.engine.retries import Delay, Retries
+from orchestrator.engine.retries import Delay, Retries, as_number
 from orchestrator.engine.task_call import TaskCall, new_task_run
-from orchestrator.exceptions import MappingLengthMismatch, MappingMissingIterable, MissingContextError
+from orchestrator.exceptions import InvalidDefinition, MappingLengthMismatch, MappingMissingIterable, MissingContextError
 from orchestrator.futures import Future, FutureList
 from orchestrator.keys import check_name
 from orchestrator.states import State, StateType
@@ -77,9 +77,10 @@ class Task(Generic[P, R]):
         self.tags = frozenset(tags or ())
         self.task_run_name = task_run_name
         self.retries = retries or 0
-        self.retry_policy = Retries.of(retries, retry_delay_seconds, retry_jitter_factor)
+        whose = f"Task '{self.name}'"
+        self.retry_policy = Retries.of(retries, retry_delay_seconds, retry_jitter_factor, whose=whose)
         self.retry_condition_fn = retry_condition_fn
-        self.timeout_seconds = None if timeout_seconds is None else float(timeout_seconds)
+        self.timeout_seconds = None if timeout_seconds is None else as_number(timeout_seconds, whose, "timeout_seconds")
         self.log_prints = log_prints
         self.on_completion_hooks = list(on_completion or ())
         self.on_failure_hooks = list(on_failure or ())
@@ -228,7 +229,7 @@ class Task(Generic[P, R]):
 
     def name_of_run(self, context: TaskRunContext) -> str:
         """What ``task_run_name`` makes of a run's arguments."""
-        return render_run_name(self.task_run_name, context.parameters, "task_run_name")
+        return render_run_name(self.task_run_name, context.parameters, f"task_run_name of task '{self.name}'")
 
     def submitted_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], wait_for: list[Any] | None) -> TaskCall:
         """A call for a task runner; its run is known, as Pending, from now on."""
@@ -340,7 +341,10 @@ def task(__fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
 
 
 def render_run_name(template: str | Callable[..., str] | None, parameters: dict[str, Any], what: str) -> str:
-    """A run's name from its template and its arguments, or from a function that takes ``parameters`` or nothing."""
+    """A run's name from its template and its arguments, or from a function that takes ``parameters`` or nothing.
+
+    ``what`` is the template, for messages. Raises InvalidDefinition for a template that does not fit the arguments.
+    """
     if callable(template):
         takes = inspect.signature(template).parameters
         name = template(parameters=parameters) if "parameters" in takes else template()
@@ -348,7 +352,14 @@ def render_run_name(template: str | Callable[..., str] | None, parameters: dict[
             raise TypeError(f"{what} returned {type(name).__name__}, not a string.")
         return name
     if isinstance(template, str):
-        return template.format(**parameters)
+        try:
+            return template.format(**parameters)
+        except (LookupError, ValueError, AttributeError, TypeError) as problem:
+            wrong = f"there is no parameter {problem}" if isinstance(problem, KeyError) else str(problem)
+            known = ", ".join(parameters) or "none"
+            raise InvalidDefinition(
+                f"The {what} is {template!r}, which cannot be filled in: {wrong}. The parameters are: {known}."
+            ) from None
     raise TypeError(f"{what} is {type(template).__name__}; it must be a string or a function that returns one.")
 
 

@@ -197,6 +197,16 @@ async def generate_async(call: Call) -> AsyncGenerator[Any, Any]:
     call.outcome()
 
 
+def forgotten(call: Call, value: Any) -> TypeError | None:
+    """The error of a function that returned a coroutine in place of what it would have given; the coroutine never runs."""
+    if not inspect.iscoroutine(value):
+        return None
+    value.close()
+    return TypeError(
+        f"{call.what} returned the coroutine '{value.__name__}', which nobody awaited; await it in an 'async def'."
+    )
+
+
 def driver_of(fn: Callable[..., Any]) -> Callable[[Call], Any]:
     """The driver for this kind of function."""
     if inspect.isasyncgenfunction(fn):

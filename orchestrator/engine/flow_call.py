@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator import clock, names, states
 from orchestrator.context import FlowRunContext, TagsContext
 from orchestrator.engine import outcomes, termination
-from orchestrator.engine.drive import Call, Hook
+from orchestrator.engine.drive import Call, Hook, forgotten
 from orchestrator.engine.inputs import Producers, resolve, states_of
 from orchestrator.engine.interruption import cancel_message, state_of_interruption
 from orchestrator.engine.records import FlowRun
@@ -170,6 +170,9 @@ class FlowCall(Call):
 
     def returned(self, value: Any) -> None:
         """Completed, or what returned states and futures say. Waits for all tasks that were submitted."""
+        if problem := forgotten(self, value):
+            self.raised(problem)
+            return
         value = states_of(value)
         self._finish_tasks()
         self._value = value

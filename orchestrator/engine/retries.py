@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,20 +23,25 @@ class Retries:
     jitter: float | None = None
 
     @classmethod
-    def of(cls, count: int | None, delay: Delay, jitter: float | None = None) -> Retries:
-        """From what ``@flow`` and ``@task`` take. Raises ValueError for what makes no sense."""
-        count = count or 0
+    def of(cls, count: int | None, delay: Delay, jitter: float | None = None, *, whose: str) -> Retries:
+        """From what ``@flow`` and ``@task`` take; ``whose`` is the one that was decorated, for messages.
+
+        Raises TypeError and ValueError, naming the argument, for what makes no sense.
+        """
+        count = 0 if count is None else count
+        if not isinstance(count, int):
+            raise TypeError(f"{whose}: retries is {count!r}; it must be a whole number.")
         if count < 0:
-            raise ValueError(f"retries is {count}; it must not be negative.")
+            raise ValueError(f"{whose}: retries is {count}; it must not be negative.")
         if callable(delay):
             delay = delay(count)
-        delays = _as_delays(delay)
+        delays = _as_delays(delay, whose)
         if len(delays) > _MOST_DELAYS:
-            raise ValueError(f"retry_delay_seconds lists {len(delays)} delays; {_MOST_DELAYS} are the most.")
+            raise ValueError(f"{whose}: retry_delay_seconds lists {len(delays)} delays; {_MOST_DELAYS} are the most.")
         if any(seconds < 0 for seconds in delays):
-            raise ValueError("retry_delay_seconds holds a negative delay.")
-        if jitter is not None and jitter < 0:
-            raise ValueError(f"retry_jitter_factor is {jitter}; it must not be negative.")
+            raise ValueError(f"{whose}: retry_delay_seconds holds a negative delay.")
+        if jitter is not None and as_number(jitter, whose, "retry_jitter_factor") < 0:
+            raise ValueError(f"{whose}: retry_jitter_factor is {jitter}; it must not be negative.")
         return cls(count, delays, jitter)
 
     def delay_before(self, retry: int) -> float:
@@ -51,9 +56,17 @@ class Retries:
         return delay
 
 
-def _as_delays(delay: Any) -> tuple[float, ...]:
+def as_number(value: Any, whose: str, argument: str) -> float:
+    """A number of what was decorated. Raises TypeError, naming both, for anything else."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{whose}: {argument} is {value!r}; it must be a number.") from None
+
+
+def _as_delays(delay: Any, whose: str) -> tuple[float, ...]:
     if delay is None:
         return ()
-    if isinstance(delay, (int, float)):
-        return (float(delay),)
-    return tuple(float(seconds) for seconds in delay)
+    if isinstance(delay, (str, bytes)) or not isinstance(delay, Iterable):
+        return (as_number(delay, whose, "retry_delay_seconds"),)
+    return tuple(as_number(seconds, whose, "retry_delay_seconds") for seconds in delay)

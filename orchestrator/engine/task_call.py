@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator import states
 from orchestrator.context import FlowRunContext, TagsContext, TaskRunContext
 from orchestrator.engine import outcomes
-from orchestrator.engine.drive import Call, Hook
+from orchestrator.engine.drive import Call, Hook, forgotten
 from orchestrator.engine.inputs import UpstreamFailed, resolve, resolve_call
 from orchestrator.engine.interruption import state_of_interruption
 from orchestrator.exceptions import RunTimedOut
@@ -116,6 +116,9 @@ class TaskCall(Call):
 
     def returned(self, value: Any) -> None:
         """Completed, or the state that the task returned."""
+        if problem := forgotten(self, value):
+            self.raised(problem)
+            return
         self._value = value
         state = outcomes.of_task_value(value)
         if self._flow is not None:

@@ -17,6 +17,7 @@ from orchestrator.context import FlowRunContext, TaskRunContext, get_run_context
 from orchestrator.engine.records import FlowRun
 from orchestrator.exceptions import (
     FailedRun,
+    InvalidDefinition,
     InvalidName,
     MissingContextError,
     ParameterBindError,
@@ -497,6 +498,59 @@ def test_who_waits_for_the_end_to_be_recorded_says_so_and_for_how_long(
     said = capsys.readouterr().err
     assert said.count("Waiting for Redis to record the run, at most 0.02 s.") == 1
     assert said.count("not recorded yet") == 1
+
+
+# What is written wrong
+
+
+@pytest.mark.parametrize("decorate", [flow, task])
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("retries", "x", "retries is 'x'; it must be a whole number"),
+        ("retry_delay_seconds", "soon", "retry_delay_seconds is 'soon'; it must be a number"),
+        ("retry_delay_seconds", [1, None], "retry_delay_seconds is None; it must be a number"),
+        ("timeout_seconds", "x", "timeout_seconds is 'x'; it must be a number"),
+    ],
+)
+def test_a_wrong_option_is_told_with_whose_it_is(decorate: Any, option: str, value: Any, said: str) -> None:
+    def load() -> None: ...
+
+    with pytest.raises(TypeError, match=f"^(Flow|Task) 'load': {said}"):
+        decorate(**{option: value})(load)
+
+
+@pytest.mark.parametrize(
+    ("template", "said"), [("run-{y}", "there is no parameter 'y'"), ("run-{", "Single '{'"), ("{x.z}", "no attribute 'z'")]
+)
+def test_a_run_name_that_cannot_be_filled_in_says_with_what_it_can(template: str, said: str) -> None:
+    @flow(flow_run_name=template)
+    def named(x: int) -> None: ...
+
+    with pytest.raises(InvalidDefinition, match=said) as caught:
+        named(1)
+    assert "flow_run_name of flow 'named'" in str(caught.value)
+    assert str(caught.value).endswith("The parameters are: x.")
+
+
+def test_a_coroutine_that_nobody_awaited_fails_the_run_that_returned_it(recording: Recording) -> None:
+    """The run used to end Completed, though its work had never begun."""
+
+    @task
+    async def work() -> None: ...
+
+    @task
+    def forgets() -> Any:
+        return work()
+
+    @flow
+    def forgetful(through_task: bool) -> Any:
+        return forgets() if through_task else work()
+
+    for through_task in (False, True):
+        with pytest.raises(TypeError, match=r"returned the coroutine '.*', which nobody awaited"):
+            forgetful(through_task)
+    assert [name for name, _ in recording.ends] == ["Failed", "Failed"]
 
 
 # Retries
