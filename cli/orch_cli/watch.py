@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from shlex import quote
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 TIMED_OUT = 124
 _SHARE = 10
 _PAUSE_S = 0.5
+_EVER = datetime.min.replace(tzinfo=UTC)
 _EXIT_CODES = {StateType.COMPLETED: 0, StateType.FAILED: 1, StateType.CRASHED: 1, StateType.CANCELLED: 7}
 
 
@@ -63,7 +64,7 @@ def watch_run(store: Store, run: Run, timeout: timedelta | None, out: output.Pri
     last = ""
     log = RunLog(store, run.id)
     try:
-        for item in follow(store, run.id, timeout):
+        for item in follow(store, run.id, timeout, since=_EVER):
             if out.format == "jsonl":
                 output.write_json_line({"state" if isinstance(item, State) else "log": as_json(item)})
             elif not out.is_for_people:
@@ -89,17 +90,22 @@ def watch_run(store: Store, run: Run, timeout: timedelta | None, out: output.Pri
     return outcome(ended.state)
 
 
-def follow(store: Store, run: str, timeout: timedelta | None, after: str = "") -> Iterator[LogLine | State]:
-    """A run's log lines (behind the one of the id ``after``) and states as they come, to its end. Raises TimeIsOver."""
+def follow(
+    store: Store, run: str, timeout: timedelta | None, after: str = "", since: datetime | None = None
+) -> Iterator[LogLine | State]:
+    """A run's log lines (behind the one of the id ``after``) and states as they come, to its end. Raises TimeIsOver.
+
+    States begin with the present one, or with those entered after ``since``.
+    """
     over = threading.Event()
     if timeout is None:
-        yield from _items(store, run, over, after)
+        yield from _items(store, run, over, after, since)
         return
     items: queue.Queue[LogLine | State | BaseException | None] = queue.Queue()
 
     def read() -> None:
         try:
-            for item in _items(store, run, over, after):
+            for item in _items(store, run, over, after, since):
                 items.put(item)
             items.put(None)
         except BaseException as error:
@@ -121,14 +127,17 @@ def follow(store: Store, run: str, timeout: timedelta | None, after: str = "") -
         over.set()
 
 
-def _items(store: Store, run: str, over: threading.Event, after: str) -> Iterator[LogLine | State]:
+def _items(store: Store, run: str, over: threading.Event, after: str, since: datetime | None) -> Iterator[LogLine | State]:
     """As ``queries.follow``, going on where it was when the server has been away for a while; until nobody listens any more."""
     lost_at = None
     while True:
         try:
-            for item in store.queries.follow(run, after):
+            for item in store.queries.follow(run, after, since):
                 lost_at = None
-                after = item.id if isinstance(item, LogLine) else after
+                if isinstance(item, LogLine):
+                    after = item.id
+                elif since is not None:
+                    since = item.timestamp
                 yield item
             return
         except StoreUnavailable:

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from orchestrator import clock
 from orchestrator.exceptions import ObjectNotFound, OrchError
 from orchestrator.keys import Keys, lengthen, shorten
-from orchestrator.models import LogLine, Page, Run, RunFilter
+from orchestrator.models import HistoryEntry, LogLine, Page, Run, RunFilter
 from orchestrator.states import STATE_TYPES, State
 from orchestrator.store.client import Redis
 from orchestrator.store.events import Events
@@ -138,42 +138,61 @@ class Queries:
                     return found[:limit]
         return found
 
-    def follow(self, run: str, after: str = "") -> Iterator[LogLine | State]:
+    def follow(self, run: str, after: str = "", since: datetime | None = None) -> Iterator[LogLine | State]:
         """A run's log lines and states as they come, until it has ended and its log is drained.
 
-        The first thing is its present state. Blocks between; nothing polls. Raises ObjectNotFound if the run is deleted.
+        The first thing is its present state. With ``since``, the states that it has entered after that time come instead, each
+        in its place between the lines. None that follows is left out. Blocks between; nothing polls.
+
+        Raises ObjectNotFound if the run is deleted.
         """
         log, events = self._keys.log(shorten(run)), self._keys.events
         places = {log: after or "0", events: self._events.last_id()}
         current = self._runs.get(run)
-        yield current.state
+        states = [] if since is None else [state for state in _states(current) if state.timestamp > since]
+        if since is None:
+            yield current.state
         shown = current.history[-1]
         while True:
             while lines := self._runs.read_log(run, places[log] if places[log] != "0" else ""):
                 places[log] = lines[-1].id
-                yield from lines
+                yield from _in_order(states, lines)
+            yield from states
             if current.is_terminal:
                 return
+            lines, states = [], []
             for stream, entries in self._blocking.xread(places, count=1000, block=int(_BLOCK.total_seconds() * 1000)) or []:
                 if stream.decode() == events:
                     places[events] = entries[-1][0].decode()
                 else:
-                    for entry, fields in entries:
-                        places[log] = entry.decode()
-                        yield read_line(entry, fields[b"l"])
+                    lines = [read_line(entry, fields[b"l"]) for entry, fields in entries]
+                    places[log] = entries[-1][0].decode()
             current = self._runs.get(run)
-            if current.is_terminal:
-                yield from self._last_lines(run, places[log])
-                yield current.state
-                return
-            if current.history[-1] != shown:
-                yield current.state
+            states = _states(current)[_place_behind(shown, current.history) :]
             shown = current.history[-1]
+            yield from _in_order(states, lines)
 
-    def _last_lines(self, run: str, after: str) -> Iterator[LogLine]:
-        while lines := self._runs.read_log(run, after if after != "0" else ""):
-            after = lines[-1].id
-            yield from lines
+
+def _states(run: Run) -> list[State]:
+    """The states that a run's history remembers, oldest first; the last is the present one."""
+    past = [
+        State(STATE_TYPES.get(entry.name, run.state.type), entry.name, entry.message, timestamp=entry.at)
+        for entry in run.history[:-1]
+    ]
+    return [*past, run.state]
+
+
+def _place_behind(entry: HistoryEntry, history: Sequence[HistoryEntry]) -> int:
+    """Where the entries behind this one begin; all of them are where it has been forgotten."""
+    return max((place for place, known in enumerate(history, 1) if known == entry), default=0)
+
+
+def _in_order(states: list[State], lines: Iterable[LogLine]) -> Iterator[LogLine | State]:
+    """Lines, each behind the states entered before it, which are taken out of ``states``; a final state stays there."""
+    for line in lines:
+        while states and states[0].timestamp <= line.at and not states[0].is_final():
+            yield states.pop(0)
+        yield line
 
 
 def _state_names(states: Iterable[str]) -> tuple[str, ...]:

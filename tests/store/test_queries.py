@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -197,3 +197,16 @@ def test_a_run_is_read_back_with_its_history(floor: Floor) -> None:
     assert found.duration == timedelta(seconds=1)
     with pytest.raises(ObjectNotFound):
         floor.get(missing_run())
+
+
+def test_following_shows_every_state_between_two_looks(floor: Floor) -> None:
+    """A run that was claimed and had ended before the follower looked again used to jump from Scheduled to Completed."""
+    run = floor.submit()
+    items = floor.store.queries.follow(run)
+    assert texts([next(items)]) == ["Scheduled"]
+    floor.claim(start=True)
+    floor.finish(run)
+    assert texts(list(items)) == ["Running", "Completed"]
+    beginning = datetime.min.replace(tzinfo=UTC)
+    assert texts(list(floor.store.queries.follow(run, since=beginning))) == ["Scheduled", "Running", "Completed"]
+    assert texts(list(floor.store.queries.follow(run))) == ["Completed"]
