@@ -8,7 +8,7 @@ and speaks msgpack arrays with it:
 
     supervisor -> template  ["load", {entrypoint, path, pull, env, mode}]  first; mode: fork, spawn
                             ["fork", token] with three descriptors      frames socket, stdout, stderr of the new child
-                            ["trust", [[pid, until], ...]]              kill that child at ``until`` (monotonic seconds)
+                            ["trust", [[pid, until], ...]]              kill that child at ``until`` (monotonic seconds), or not
                             ["reap", pid]                               its end is dealt with, its number may be used again
     template -> supervisor  ["loaded", [[file, mtime_ns, size], ...]]   the project's files that a child would not read again
                             ["failed", message, traceback]              the module does not load
@@ -44,6 +44,12 @@ if TYPE_CHECKING:
 
 UNTRUSTED = "its worker could not renew the lease in time"
 """The reason in "exit" of a child that was killed because its ``until`` had passed."""
+
+LAST_WORK_S = 10.0
+"""How long what a run has left behind, threads and exit handlers, may go on after the run's end."""
+
+_own_exit_handlers = 0
+_inherited_finalizers: list[Any] = []
 
 OUT_OF_MEMORY = "out of memory"
 """The reason in "exit" of a child that the kernel killed for want of memory."""
@@ -119,6 +125,7 @@ class Template:
             self._send(["loaded", []])
             return True
         _import_what_runs_need()
+        _note_own_exit_handlers()
         started_ms = clock.now_ms()
         try:
             self._flow = load(spec)
@@ -134,8 +141,10 @@ class Template:
             self._send(["unsafe", reason])
             return False
         import gc
+        import weakref
 
         gc.collect()
+        _inherited_finalizers[:] = weakref.finalize._registry  # type: ignore[attr-defined]
         gc.freeze()  # children share these pages: no collection may touch them
         self._send(["loaded", project_files(started_ms)])
         return True
@@ -393,6 +402,7 @@ def _run_forked(frames: int, flow: Flow[..., Any] | None) -> NoReturn:
 def _run_once(frames: int) -> NoReturn:
     """One run in a fresh interpreter: load, then run; a load failure is the run's failure."""
     _import_what_runs_need()
+    _note_own_exit_handlers()
     link, run = _receive_run(frames)
     if run is None:
         os._exit(0)
@@ -452,8 +462,49 @@ def _end_failed(link: Link, run: dict[str, Any], error: BaseException) -> NoRetu
 def _leave(link: Link, status: int) -> NoReturn:
     # No clean-up of the interpreter: it costs milliseconds, and objects made before the fork are not ours to finalise.
     _flush_output()
+    _do_last_work(link, status)
     link.close()
     os._exit(status)
+
+
+def _note_own_exit_handlers() -> None:
+    """Whatever is registered beyond these is the user's."""
+    import atexit
+
+    global _own_exit_handlers
+    _own_exit_handlers = atexit._ncallbacks()
+
+
+def _do_last_work(link: Link, status: int) -> None:
+    """What the interpreter does when a program ends: wait for threads that are no daemons, then call the exit handlers.
+
+    The run's end has been told by now; this goes on beside the next run. It is ended when LAST_WORK_S are over.
+    """
+    import atexit
+    import threading
+
+    main = threading.main_thread()
+    threads = [thread.name for thread in threading.enumerate() if thread is not main and not thread.daemon]
+    if not threads and atexit._ncallbacks() <= _own_exit_handlers:
+        return
+
+    def give_up() -> None:
+        what = f"threads {', '.join(threads)}" if threads else "exit handlers"
+        os.write(2, f"Stopped what the run left behind: its {what} went on for {LAST_WORK_S:g} s after its end.\n".encode())
+        link.close()
+        os._exit(status)
+
+    limit = threading.Timer(LAST_WORK_S, give_up)
+    limit.daemon = True
+    limit.start()
+    for finalizer in _inherited_finalizers:
+        # What the template made, such as a temporary folder, is there for its other children too.
+        if finalizer.alive:
+            finalizer.atexit = False
+    # This, and not join: idle threads of an executor wait for work until they are told that none will come.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    _flush_output()
 
 
 def _flush_output() -> None:

@@ -100,6 +100,30 @@ def tells_a_random_number() -> float:
 '''
 
 
+LEAVES_WORK = """
+import atexit, tempfile, threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from orchestrator import flow
+
+shared = tempfile.TemporaryDirectory()
+done = []
+atexit.register(lambda: print(*done))
+
+@flow
+def leaves_work(folder: str, number: int) -> None:
+    assert Path(shared.name).exists()
+    ThreadPoolExecutor().submit(int)
+
+    def work() -> None:
+        with open(f"{folder}/gate{number}") as gate:
+            gate.readline()
+        done.append("the thread's work is done")
+    threading.Thread(target=work).start()
+    atexit.register(lambda: Path(folder, str(number)).write_text(done[0]))
+"""
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A project with ``flows.py`` and a named pipe called gate."""
@@ -368,6 +392,23 @@ def test_a_killed_child_is_replaced_and_its_run_started_again_at_once(store: Sto
         let_go(folder)
         ended = wait_for_end(store, run)
     assert (ended.state.name, ended.attempt, ended.crash_count) == ("Completed", 2, 1)
+
+
+def test_threads_and_exit_handlers_of_a_run_do_their_work_after_its_end(
+    store: Store, settings: Settings, folder: Path, short_lease: timedelta
+) -> None:
+    """They were cut without a word. A folder that the module made is still there for the next run."""
+    (folder / "flows.py").write_text(LEAVES_WORK)
+    deployment = deploy(store, folder, "leaves_work")
+    with worker(settings):
+        for number in range(2):
+            os.mkfifo(folder / f"gate{number}")
+            run = submit(store, deployment, folder=str(folder), number=number)
+            assert wait_for_end(store, run).state.name == "Completed"
+            with (folder / f"gate{number}").open("w") as gate:
+                gate.write("let go\n")
+            eventually(lambda: ("stdout", "the thread's work is done") in log_of(store, run))  # noqa: B023 - called here
+            assert (folder / str(number)).read_text() == "the thread's work is done"
 
 
 def test_what_a_child_has_started_dies_with_it(store: Store, settings: Settings, folder: Path) -> None:

@@ -32,6 +32,12 @@ def tells_imports() -> list[str]:
     return sorted(set(sys.modules) - BEFORE)
 
 @flow
+def counts_exit_handlers() -> int:
+    import atexit
+    template = sys.modules["__main__"]
+    return atexit._ncallbacks() - template._own_exit_handlers
+
+@flow
 def waits() -> None:
     import signal
     signal.pause()
@@ -127,6 +133,17 @@ def test_a_run_imports_nothing_that_its_template_could_have_imported(folder: Pat
     supervisor.close()
 
 
+def test_a_run_that_leaves_nothing_behind_ends_without_looking_after_it(folder: Path) -> None:
+    supervisor = Supervisor(folder, "counts_exit_handlers")
+    assert supervisor.receive()[0] == "loaded"
+    _, frames = supervisor.fork()
+    supervisor.run(frames)
+    [end] = [frame for frame in frames_until_end(frames) if frame[0] == "end"]
+    assert msgpack.unpackb(end[5]) == 0, "an exit handler of Orch's own would slow every run"
+    frames.close()
+    supervisor.close()
+
+
 def test_a_child_stays_a_zombie_until_its_supervisor_has_dealt_with_it(waiting: Supervisor) -> None:
     waiting.receive()
     pid, frames = waiting.fork()
@@ -186,3 +203,18 @@ def test_a_file_that_changes_while_it_is_loaded_counts_as_changed(folder: Path, 
     monkeypatch.setattr(module, "_imported_files", lambda: {str(folder / "flows.py")})
     [[_, mtime_ns, size]] = module.project_files(started_ms=0)
     assert (mtime_ns, size) == (0, len(FLOW))
+
+
+def test_what_a_run_leaves_behind_has_a_limit_and_the_log_says_so() -> None:
+    program = """
+import socket, threading
+from orchestrator.engine import template
+from orchestrator.engine.link import Link
+
+template.LAST_WORK_S = 0.01
+threading.Thread(target=threading.Event().wait, name="stuck").start()
+template._leave(Link(socket.socketpair()[0]), 3)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3
+    assert "its threads stuck went on for 0.01 s after its end" in done.stderr

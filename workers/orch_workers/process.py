@@ -24,14 +24,14 @@ from orch_workers.base import Host, Job
 from orch_workers.capture import Lines
 from orchestrator import clock
 from orchestrator.engine import processes
-from orchestrator.engine.template import UNTRUSTED
+from orchestrator.engine.template import LAST_WORK_S, UNTRUSTED
 from orchestrator.models import Deployment
 
 MAX_TEMPLATES = 8
 """Templates kept at a time; the one unused for longest goes first. Each costs what its flow's module imports."""
 
-LINGER_S = 5.0
-"""How long a child may take to exit after it has reported its run's end."""
+LINGER_S = LAST_WORK_S + 5.0
+"""How long a child may take to exit after its run's end was recorded: it ends its threads and calls its exit handlers."""
 
 OUTPUT_BYTES_PER_S = 4 * 1024 * 1024
 """A child that prints more has to wait: its pipe is not read for the rest of the second."""
@@ -90,8 +90,13 @@ class ProcessExecutor:
     def send(self, job: Job, data: bytes) -> None:
         """Write frames to the job's child."""
         child = self._children.get(job)
-        if child is not None:
-            child.write(data)
+        if child is None:
+            return
+        if job.has_ended and child.ended_at is None:
+            child.ended_at = clock.monotonic()
+            # No lease to lose any more: only LINGER_S limits what it still has to do.
+            child.template.trust[child.pid] = None
+        child.write(data)
 
     def read_output(self, job: Job) -> None:
         """Read the child's pipes, whatever the loop says."""
@@ -126,11 +131,9 @@ class ProcessExecutor:
         for resume in throttled if not self._is_held else ():
             resume()
         now = clock.monotonic()
-        for job, child in self._children.items():
-            if job.has_ended and child.pid:
-                child.ended_at = child.ended_at or now
-                if now - child.ended_at > LINGER_S:
-                    processes.signal_group(child.pid, signal.SIGKILL)
+        for child in self._children.values():
+            if child.pid and child.ended_at is not None and now - child.ended_at > LINGER_S:
+                processes.signal_group(child.pid, signal.SIGKILL)
         for template in self._templates.values():
             template.peak = max(len(template.busy), template.peak // 2)
             while len(template.idle) > self._wanted(template):
@@ -440,7 +443,7 @@ class _Template:
         self.busy: set[_Child] = set()
         self.starting: dict[int, _Child] = {}  # token -> child whose number is not known yet
         self.by_pid: dict[int, _Child] = {}
-        self.trust: dict[int, float] = {}  # pid -> trusted until, to be sent
+        self.trust: dict[int, float | None] = {}  # pid -> trusted until, to be sent
         self.gathered: list[list[Any]] = []  # messages to be sent
         self.files: list[tuple[str, int, int]] = []
         self.peak = 0
