@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import clock
@@ -93,6 +94,7 @@ class _Tracked:
     changed: dict[str, TaskRun] = field(default_factory=dict)
     open_tasks: dict[str, TaskRun] = field(default_factory=dict)
     end: Frame | None = None
+    ended_at: float = 0.0
     death: str | None = None
 
 
@@ -209,7 +211,7 @@ class Relay:
         """
         self._deadline = None
         self._claim, self.claims = claim, None
-        steps = (self._open, self._exchange, self._bury, self._answer)
+        steps = (self._open, partial(self._exchange, now), self._bury, self._answer)
         try:
             for step in steps:
                 step()
@@ -256,7 +258,8 @@ class Relay:
             case [protocol.END, str(run), *_]:
                 if not (ends := _end_of(frame, 0).state).is_final() and ends.name != "AwaitingRetry":
                     raise ValueError(f"{ends.name} ends nothing")
-                self._owned(child, run).end = frame
+                tracked = self._owned(child, run)
+                tracked.end, tracked.ended_at = frame, now
                 self._due(now)
             case [protocol.ASK, int(request), str(what), list(arguments)]:
                 self._questions.append(_Question(child, request, what, arguments))
@@ -302,10 +305,10 @@ class Relay:
                 self._logs.pop(tracked.id, None)
                 self._replies.append(Reply(tracked.child, [protocol.ENDED, tracked.id, "refused"]))
 
-    def _exchange(self) -> None:
+    def _exchange(self, now: float) -> None:
         """Starts, log lines, task runs, ends and the claim that follows them, in one round trip."""
         ending = [
-            (tracked, _end_of(tracked.end, tracked.attempt))
+            (tracked, _end_of(tracked.end, tracked.attempt, now - tracked.ended_at))
             for tracked in self._runs.values()
             if tracked.end is not None and self._is_told_in_one_turn(tracked)
         ]
@@ -430,7 +433,7 @@ def _log_line(line: list[Any], attempt: int) -> LogLine:
     return LogLine(clock.from_ms(at_ms), int(level), str(logger), str(message), attempt, task_run)
 
 
-def _end_of(frame: Frame, attempt: int) -> End:
+def _end_of(frame: Frame, attempt: int, ago_s: float = 0.0) -> End:
     _, run, kind, name, message, result, retry_in_ms = frame
     retry_in = None if retry_in_ms is None else timedelta(milliseconds=retry_in_ms)
-    return End(run, attempt, State(StateType(kind), name, message), bytes(result), retry_in)
+    return End(run, attempt, State(StateType(kind), name, message), bytes(result), retry_in, timedelta(seconds=max(0.0, ago_s)))

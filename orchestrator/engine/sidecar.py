@@ -34,7 +34,7 @@ class Sidecar:
         self._socket = sock
         self._settings = chosen
         self._frames = protocol.Frames()
-        self._early: list[protocol.Frame] = []
+        self._early: list[tuple[float, protocol.Frame]] = []  # with their arrival
         self._store: Store | None = None
         self._relay: Relay | None = None
         self._next_open = 0.0
@@ -76,8 +76,8 @@ class Sidecar:
         if self._has_told:
             self._send([protocol.TROUBLE, ""])
         self._relay = Relay(self._store, f"{socket.gethostname()}-{os.getppid()}-flow")
-        for frame in self._early:
-            self._relay.feed(_CHILD, frame, now)
+        for arrived, frame in self._early:
+            self._relay.feed(_CHILD, frame, arrived)
         self._early = []
         if self._is_alone_since is not None:
             self._bury(now)
@@ -127,7 +127,7 @@ class Sidecar:
             received, frames = b"", []
         for frame in frames:
             if self._relay is None:
-                self._early.append(frame)
+                self._early.append((now, frame))
             else:
                 self._relay.feed(_CHILD, frame, now)
         if not received:

@@ -59,13 +59,14 @@ class Claims:
 
 @dataclass(slots=True)
 class End:
-    """How an attempt ended. ``result`` is packed; ``retry_in`` goes with an AwaitingRetry state."""
+    """How an attempt ended, ``ago`` before it is told. ``result`` is packed; ``retry_in`` goes with an AwaitingRetry state."""
 
     run: str
     attempt: int
     state: State
     result: bytes = b""
     retry_in: timedelta | None = None
+    ago: timedelta = timedelta(0)
 
 
 class Start(NamedTuple):

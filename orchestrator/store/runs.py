@@ -303,7 +303,8 @@ class Runs:
         if not end.state.is_final() and name != "AwaitingRetry":
             raise ValueError(f"{end.state.name} does not end an attempt")
         retry_ms = round(end.retry_in / timedelta(milliseconds=1)) if end.retry_in is not None else 0
-        return [shorten(end.run), end.attempt, name, end.state.name, _message(end.state.message), end.result, retry_ms]
+        ago_ms = max(0, round(end.ago / timedelta(milliseconds=1)))
+        return [shorten(end.run), end.attempt, name, end.state.name, _message(end.state.message), end.result, retry_ms, ago_ms]
 
     def lapse(self, limit: int = 100) -> Lapsed:
         """Charge a crash to runs whose lease is over; queue them again, or end them Crashed when their budget is spent.

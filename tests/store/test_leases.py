@@ -299,3 +299,14 @@ def test_a_server_that_has_just_come_back_gives_workers_a_lease_to_come_back_too
                 assert eventually(lambda: back.runs.lapse().requeued) == 1
     finally:
         own.stop()
+
+
+@pytest.mark.parametrize(("ago_s", "seconds"), [(60, 30), (1000, 0), (0, 90)], ids=["late", "before it began", "at once"])
+def test_an_end_that_is_told_late_carries_when_it_was(floor: Floor, ago_s: int, seconds: int) -> None:
+    """A run that ended while Redis was away had run, as its record said, until Redis was back."""
+    run = floor.running()
+    began = floor.store.runs.get(run).state.timestamp
+    floor.wait(90)
+    assert floor.finish(run, ago=timedelta(seconds=ago_s)) == "ok"
+    ended = floor.store.runs.get(run)
+    assert ended.ended == ended.state.timestamp == began + timedelta(seconds=seconds)

@@ -521,3 +521,15 @@ def test_runs_that_are_not_created_yet_have_no_lease_to_renew(relay: Relay, stor
     store.is_away = False
     relay.flush(1.0)
     assert relay.leases() == [("root", 1)]
+
+
+def test_an_end_that_waited_for_redis_says_how_long_ago_it_was() -> None:
+    store = FakeStore(is_away=True)
+    relay = Relay(cast(Any, store), "w")
+    relay.adopt("child", "run", 1)
+    relay.feed("child", [protocol.END, "run", "COMPLETED", "Completed", "", b"", None], 10.0)
+    relay.flush(10.0)
+    store.is_away = False
+    relay.flush(70.0)
+    [end] = store.ends
+    assert end.ago == timedelta(seconds=60)

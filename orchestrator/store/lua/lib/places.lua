@@ -82,9 +82,9 @@ local function let_expire(run)
   for _, key in ipairs(kept_keys(run)) do write('PEXPIRE', key, net_ttl()) end
 end
 
-local function to_ended(run)
+local function to_ended(run, ended)
   set(run, 'place', 'ended')
-  set(run, 'ended', now)
+  set(run, 'ended', ended or now)
   if present(run.expires) then write('ZREM', prefix .. 'expires', run.id) end
   let_expire(run)
 end
