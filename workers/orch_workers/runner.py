@@ -167,10 +167,13 @@ class Supervisor:
             )
 
     def _begin(self) -> None:
+        # Asked before the worker says that it polls: from then on Redis may go away and come back.
+        is_paused = self._store.pools.get(self._pool).status == "PAUSED"
+        deployments = self._store.deployments.all(pool=self._pool)
         what = f"Worker '{self._name}' polls work pool '{self._pool}'"
         which = f", work queues {', '.join(self._queues)}" if self._options.queues else ""
         self._say(f"{what}{which}; up to {self._options.limit} runs at a time. Stop it with Ctrl-C.")
-        if self._store.pools.get(self._pool).status == "PAUSED":
+        if is_paused:
             self._say(f"Work pool '{self._pool}' is paused. Resume it with: orch work-pool resume '{self._pool}'")
         now = clock.monotonic()
         self._timers = {
@@ -179,7 +182,6 @@ class Supervisor:
             self._refresh_queues: now + QUEUES_S,
             self._tick: now + TICK_S,
         }
-        deployments = self._store.deployments.all(pool=self._pool)
         for deployment in deployments:
             self._deployments[deployment.id] = deployment
         newest = sorted(deployments, key=lambda found: found.updated or self._started, reverse=True)
