@@ -58,7 +58,6 @@ class FlowCall(Call):
         self._wait_for = wait_for
         self._return_state = return_state
         self._has_ended = False
-        self._is_opened = claimed is not None
         self._retry_in_ms: int | None = None
         self._value: Any = None
         self._problem: BaseException | None = None

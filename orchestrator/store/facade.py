@@ -46,7 +46,7 @@ class NamespaceSettings:
 
     @property
     def self_kill(self) -> timedelta:
-        """How long after its last accepted renewal a worker may trust a lease."""
+        """How long after its last accepted renewal a worker trusts a lease: its runs are dead before others may start them."""
         return self.lease * 13 / 15
 
     @property

@@ -375,11 +375,6 @@ class Runs:
         """Enter a state if the table allows it: under a fence (the worker's), or as an operator (attempt 0)."""
         return self._change("set_state", **self._set_state_arguments(run, state, attempt, due))
 
-    def start(self, starts: Sequence[Start]) -> list[Change]:
-        """Bodies have started: Running, run_count + 1. One round trip."""
-        answers = self._scripts.call_many([("set_state", self._start_arguments(start)) for start in starts])
-        return [Change(_text(answer), _text(state) if isinstance(state, bytes) else str(state)) for answer, state in answers]
-
     def _start_arguments(self, start: Start) -> dict[str, Any]:
         state = State(StateType.RUNNING, start.name)
         ago_ms = max(0, round(start.ago / timedelta(milliseconds=1)))

@@ -19,7 +19,7 @@ from orchestrator.models import Deployment, LogLine, NewRun, Schedule, Worker
 from orchestrator.settings import Settings
 from orchestrator.states import Completed, Crashed, Failed, State
 from orchestrator.store import Store, open_store
-from orchestrator.store.answers import End, Start
+from orchestrator.store.answers import End, Start, Turn
 
 
 @dataclass
@@ -85,7 +85,7 @@ def claim(store: Store, pool: str = "etl") -> tuple[str, int]:
     """Start the next run of the pool, as a worker would."""
     delivered = store.pools.wait_for_runs(pool, "w1", ["default"], timedelta(seconds=5))
     [claimed] = store.runs.claim("w1", pool, ["default"], 1, delivered).claimed
-    store.runs.start([Start(claimed.id, claimed.attempt)])
+    store.runs.exchange(Turn(starts=[Start(claimed.id, claimed.attempt)]))
     return claimed.id, claimed.attempt
 
 

@@ -40,9 +40,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-TRUST = 13 / 15
-"""The part of a lease after which its runs are killed if no renewal was accepted: nobody else starts them before it is over."""
-
 BLOCK = timedelta(seconds=5)
 QUEUES_S = 60.0
 TICK_S = 1.0
@@ -119,10 +116,10 @@ class Supervisor:
         self._duties = 0
         self._workers = 1
         self._redis_ahead_ms = 0
-        lease = store.settings.lease.total_seconds()
-        self._lease_s = lease
-        self._trust_s = lease * TRUST
-        self._heartbeat_s = store.settings.silence.total_seconds() / 3
+        agreed = store.settings
+        self._renew_s = agreed.renew.total_seconds()
+        self._trust_s = agreed.self_kill.total_seconds()
+        self._heartbeat_s = agreed.silence.total_seconds() / 3
         self._timers: dict[Callable[[], None], float] = {}
         self._selector = selectors.DefaultSelector()
         self._wake_reader, self._wake_writer = os.pipe()
@@ -178,7 +175,7 @@ class Supervisor:
         now = clock.monotonic()
         self._timers = {
             self._heartbeat: now,
-            self._renew: now + self._lease_s / 3,
+            self._renew: now + self._renew_s,
             self._refresh_queues: now + QUEUES_S,
             self._tick: now + TICK_S,
         }
@@ -399,7 +396,7 @@ class Supervisor:
         log.info("Claimed run %s of '%s'", run.id, run.flow, extra={"action": "run_claimed", "run": run.id})
         deployment = self._deployment_of(run)
         job = Job(run, deployment or Deployment(name="", flow=run.flow, entrypoint=""), asked + self._trust_s)
-        job.lease_ms = round(self._lease_s * 1000)
+        job.lease_ms = round(self._store.settings.lease.total_seconds() * 1000)
         self._jobs[run.id] = job
         self._frames[job] = protocol.Frames()
         self._relay.adopt(job, run.id, run.attempt, started=self._starts)
@@ -501,7 +498,7 @@ class Supervisor:
 
     def _renew(self) -> None:
         now = clock.monotonic()
-        self._timers[self._renew] = now + self._lease_s / 3
+        self._timers[self._renew] = now + self._renew_s
         leases = self._relay.leases()
         if not leases:
             return
