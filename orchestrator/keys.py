@@ -46,7 +46,12 @@ def new_id() -> str:
         drawn = os.urandom(10 * 256)
         _chances.extend(drawn[start : start + 10] for start in range(10, len(drawn), 10))
         chance = drawn[:10]
-    value = clock.now_ms() << 80 | int.from_bytes(chance, "big")
+    return make_id(clock.now_ms(), chance)
+
+
+def make_id(ms: int, chance: bytes) -> str:
+    """The UUIDv7 of a time in milliseconds and ten bytes, as text; six of their bits give way to version and variant."""
+    value = ms << 80 | int.from_bytes(chance, "big")
     h = f"{value & ~(0xF << 76) & ~(0x3 << 62) | 7 << 76 | 2 << 62:032x}"
     return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
 

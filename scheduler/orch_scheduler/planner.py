@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import uuid
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from orchestrator import clock, names, schedules
+from orchestrator.keys import make_id
 from orchestrator.models import Deployment, Schedule
 from orchestrator.store import Store
 
@@ -72,11 +72,7 @@ def run_id(deployment: str, schedule: Schedule, fire: datetime) -> str:
     """The id of the run for one fire, the same for everybody who plans it: a UUIDv7 of its time, a hash instead of chance."""
     ms = clock.to_ms(fire)
     text = f"{deployment}:{schedule.slug}:{schedule.generation}:{ms}"
-    chance = int.from_bytes(hashlib.sha256(text.encode()).digest()[:10], "big")
-    value = ms << 80 | chance
-    value = value & ~(0xF << 76) | 7 << 76
-    value = value & ~(0x3 << 62) | 2 << 62
-    return str(uuid.UUID(int=value))
+    return make_id(ms, hashlib.sha256(text.encode()).digest()[:10])
 
 
 def run_once(store: Store) -> int:
