@@ -86,6 +86,8 @@ class TaskCall(Call):
             if self._wait_for is not None:
                 resolve(list(self._wait_for), upstream, producers)
         except UpstreamFailed as problem:
+            # All of it before it is told: the row may be packed at once, by another thread.
+            self.task_run.upstream = tuple(upstream)
             self.task_run.state = State(StateType.PENDING, "NotReady", str(problem))
             self._has_ended = True
             self._tell()
