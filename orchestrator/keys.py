@@ -177,6 +177,10 @@ class Keys:
         """hash: one worker's last heartbeat."""
         return f"{self.prefix}worker:{worker}"
 
+    def scheduler(self, scheduler: str) -> str:
+        """hash: one scheduler's last heartbeat."""
+        return f"{self.prefix}scheduler:{scheduler}"
+
     def deployment(self, short: str) -> str:
         """hash: one deployment."""
         return f"{self.prefix}deployment:{short}"

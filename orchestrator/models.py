@@ -156,6 +156,8 @@ class LogLine:
 class Schedule:
     """When a deployment runs: exactly one of ``cron``, ``interval`` (with ``anchor``) and ``rrule``.
 
+    ``misfire`` says what becomes of fires that were missed in a long outage: ``latest`` runs the last of them, ``all`` the last
+    ``misfire_limit``, ``skip`` none.
     ``generation`` and ``mark`` (the last planned fire) are the store's: a pause, resume or change raises the generation.
     """
 
@@ -169,6 +171,8 @@ class Schedule:
     active: bool = True
     parameters: dict[str, Any] = field(default_factory=dict)
     max_scheduled_runs: int = 3
+    misfire: str = "latest"
+    misfire_limit: int = 100
     generation: int = 0
     mark: datetime | None = None
 
@@ -246,7 +250,8 @@ class WorkPool:
 class Worker:
     """One worker process as its last heartbeat told. ``status`` is ONLINE, DRAINING or OFFLINE (no heartbeat in time).
 
-    ``clock_skew`` is the worker's wall clock minus Redis's, at that heartbeat.
+    ``clock_skew`` is the worker's wall clock minus Redis's, at that heartbeat. ``agreed`` are the namespace's settings as the
+    worker read them when it started; empty where its release does not tell.
     """
 
     name: str
@@ -263,6 +268,18 @@ class Worker:
     heartbeat: datetime
     status: str
     clock_skew: timedelta
+    agreed: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Scheduler:
+    """One scheduler process as its last heartbeat told. A release that tells less leaves the rest empty."""
+
+    name: str
+    host: str
+    pid: int
+    version: str
+    agreed: dict[str, str]
 
 
 @dataclass(slots=True)

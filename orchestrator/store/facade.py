@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator import clock
 from orchestrator.clock import FrozenClock
-from orchestrator.exceptions import StoreUnavailable
+from orchestrator.exceptions import ConfigurationError, StoreUnavailable
 from orchestrator.keys import Keys
 from orchestrator.models import Run
 from orchestrator.settings import Settings, load, shown_url
@@ -27,17 +27,24 @@ from orchestrator.store.queries import Queries
 from orchestrator.store.runs import Runs
 from orchestrator.store.scripts import RETENTION_MS, Scripts
 
+SHORTEST_LEASE = timedelta(seconds=1)
+LONGEST_LEASE = timedelta(hours=1)
+SHORTEST_RETENTION = timedelta(minutes=1)
+DURABILITIES = ("default", "replicated")
+
 
 @dataclass(frozen=True, slots=True)
 class NamespaceSettings:
     """What all processes of a namespace must agree on; stored there, so that no client can differ.
 
     A worker that cannot renew its leases stops its runs at ``self_kill``; ``silence`` is how long a worker or a scheduler may
-    say nothing before it counts as gone.
+    say nothing before it counts as gone. ``durability`` is when a write counts: ``default``, as soon as the server has it;
+    ``replicated``, when a replica has it too.
     """
 
     lease: timedelta = timedelta(seconds=15)
     retention: timedelta = timedelta(milliseconds=RETENTION_MS)
+    durability: str = "default"
 
     @property
     def renew(self) -> timedelta:
@@ -53,6 +60,41 @@ class NamespaceSettings:
     def silence(self) -> timedelta:
         """How long without a heartbeat means gone."""
         return self.lease * 2
+
+    def stored(self) -> dict[str, str]:
+        """The settings by name, as Redis keeps them and processes tell them."""
+        durations = {"lease_ms": self.lease, "retention_ms": self.retention}
+        values = {name: str(round(duration / timedelta(milliseconds=1))) for name, duration in durations.items()}
+        return {**values, "durability": self.durability}
+
+    @classmethod
+    def read(cls, stored: Mapping[str, str]) -> NamespaceSettings:
+        """What ``stored`` gave; the default of what is missing, and what this release does not know is left out."""
+        values: dict[str, Any] = {}
+        for name, text in stored.items():
+            if name in ("lease_ms", "retention_ms"):
+                values[name.removesuffix("_ms")] = timedelta(milliseconds=int(text))
+            elif name == "durability":
+                values[name] = text
+        return cls(**values)
+
+    def check(self) -> None:
+        """Raises ConfigurationError for what processes could not live with."""
+        if not SHORTEST_LEASE <= self.lease <= LONGEST_LEASE:
+            raise ConfigurationError(
+                f"A lease of {self.lease.total_seconds():g} s cannot be kept.",
+                hint="Give 1 s to 1 h: a shorter one is over when a process is late for a moment, a longer one makes crashed "
+                "runs wait.",
+            )
+        if self.retention < SHORTEST_RETENTION:
+            raise ConfigurationError(
+                f"A retention of {self.retention.total_seconds():g} s deletes runs while people still look at them.",
+                hint="Give 1 minute or more.",
+            )
+        if self.durability not in DURABILITIES:
+            raise ConfigurationError(
+                f"There is no durability {self.durability!r}.", hint=f"The levels are: {', '.join(DURABILITIES)}"
+            )
 
 
 class Store:
@@ -72,23 +114,23 @@ class Store:
         self.limits = Limits(self.client, self.scripts, self.keys)
         self.events = Events(self.client, self.keys)
         self.documents = Documents(self.client, self.keys)
-        self.pools = Pools(self.client, self.blocking, self.scripts, self.keys, self.limits, self.settings.silence)
+        self.pools = Pools(
+            self.client, self.blocking, self.scripts, self.keys, self.limits, self.settings.silence, self.settings.stored()
+        )
         self.queries = Queries(self.client, self.blocking, self.keys, self.runs, self.events)
         self.deployments = Deployments(self.client, self.scripts, self.keys, self.limits, self.runs, self.queries)
 
     def _read_settings(self) -> NamespaceSettings:
-        default = NamespaceSettings()
-        stored = self.client.hgetall(self.keys.settings)
-
-        def duration(name: bytes, otherwise: timedelta) -> timedelta:
-            return timedelta(milliseconds=int(stored[name])) if name in stored else otherwise
-
-        return NamespaceSettings(duration(b"lease_ms", default.lease), duration(b"retention_ms", default.retention))
+        stored: Mapping[Any, Any] = self.client.hgetall(self.keys.settings)
+        return NamespaceSettings.read({name.decode(): value.decode() for name, value in stored.items()})
 
     def write_settings(self, settings: NamespaceSettings) -> None:
-        """Change what the namespace's processes agree on. Each reads it when it starts."""
-        durations = {"lease_ms": settings.lease, "retention_ms": settings.retention}
-        values: dict[Any, Any] = {name: round(duration / timedelta(milliseconds=1)) for name, duration in durations.items()}
+        """Change what the namespace's processes agree on. Each reads it when it starts.
+
+        Raises ConfigurationError, and nothing is changed.
+        """
+        settings.check()
+        values: dict[Any, Any] = settings.stored()
         self.client.hset(self.keys.settings, mapping=values)
 
     def now(self) -> datetime:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+import socket
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
 import msgpack
 
 from orchestrator import clock
+from orchestrator._version import __version__
 from orchestrator.exceptions import ObjectAlreadyExists, ObjectNotFound, OrchError, Refused
 from orchestrator.keys import GROUP, PRIORITIES, Keys, check_name, lengthen
-from orchestrator.models import Worker, WorkPool, WorkQueue
+from orchestrator.models import Scheduler, Worker, WorkPool, WorkQueue
 from orchestrator.store.answers import Delivery
 from orchestrator.store.client import Redis
 from orchestrator.store.limits import Limits, pool_gate, queue_gate
@@ -52,11 +56,19 @@ class Control(NamedTuple):
 class Pools:
     """Pools, queues and workers of one namespace.
 
-    ``blocking`` is a connection whose socket timeout is above any block, used by the two waits alone.
+    ``blocking`` is a connection whose socket timeout is above any block, used by the two waits alone. ``agreed`` are the
+    namespace's settings as this process read them; heartbeats tell them.
     """
 
     def __init__(
-        self, client: Redis, blocking: Redis, scripts: Scripts, names: Keys, limits: Limits, silence: timedelta
+        self,
+        client: Redis,
+        blocking: Redis,
+        scripts: Scripts,
+        names: Keys,
+        limits: Limits,
+        silence: timedelta,
+        agreed: Mapping[str, str],
     ) -> None:
         self._client = client
         self._blocking = blocking
@@ -64,6 +76,7 @@ class Pools:
         self._keys = names
         self._limits = limits
         self._silence_ms = round(silence / timedelta(milliseconds=1))
+        self._agreed = json.dumps(dict(agreed))
 
     # --- pools ---------------------------------------------------------------------------------------------------------
 
@@ -283,11 +296,14 @@ class Pools:
             *("pool", worker.pool, "type", worker.type, "host", worker.host, "pid", worker.pid, "version", worker.version),
             *("python", worker.python, "limit", worker.limit, "running", worker.running, "queues", "\n".join(worker.queues)),
             *("started", clock.to_ms(worker.started), "status", worker.status, "clock", clock.now_ms()),
+            *("agreed", self._agreed),
         ]
 
     def scheduler_heartbeat(self, name: str) -> HeartbeatAnswer:
         """Say that a scheduler lives."""
-        return self._heartbeat("schedulers", name, [])
+        host, pid = socket.gethostname(), os.getpid()
+        fields = ["host", host, "pid", pid, "version", __version__, "agreed", self._agreed]
+        return self._heartbeat("schedulers", name, fields)
 
     def _heartbeat(self, kind: str, name: str, fields: Sequence[Any]) -> HeartbeatAnswer:
         answer = self._scripts.call("heartbeat", kind=kind, name=name, fields=list(fields), alive_ms=self._silence_ms)
@@ -324,6 +340,14 @@ class Pools:
         """Names of the schedulers that live."""
         since = self._scripts.now_ms() - self._silence_ms
         return [name.decode() for name in self._client.zrange(self._keys.schedulers, since, "+inf", byscore=True)]
+
+    def scheduler_processes(self) -> list[Scheduler]:
+        """The schedulers that live, with what they say of themselves."""
+        names = self.schedulers()
+        pipeline = self._client.pipeline(transaction=False)
+        for name in names:
+            pipeline.hgetall(self._keys.scheduler(name))
+        return [_read_scheduler(name, fields) for name, fields in zip(names, pipeline.execute(), strict=True)]
 
     def workers(self, pool: str | None = None) -> list[Worker]:
         """Workers heard of in the last hour, by name; those of one pool, or all."""
@@ -371,6 +395,7 @@ class Pools:
             heartbeat=clock.from_ms(heartbeat_ms),
             status="OFFLINE" if silent else fields[b"status"].decode(),
             clock_skew=timedelta(milliseconds=int(fields[b"clock"]) - heartbeat_ms),
+            agreed=json.loads(fields.get(b"agreed", b"{}")),
         )
 
     # --- waiting -------------------------------------------------------------------------------------------------------
@@ -415,6 +440,13 @@ class Pools:
         block_ms = max(1, round(block / timedelta(milliseconds=1)))
         reply = self._blocking.xread({self._keys.signals: after}, block=block_ms)
         return reply[0][1][-1][0].decode() if reply else after
+
+
+def _read_scheduler(name: str, fields: Mapping[bytes, bytes]) -> Scheduler:
+    def text(field: bytes) -> str:
+        return fields.get(field, b"").decode()
+
+    return Scheduler(name, text(b"host"), int(text(b"pid") or 0), text(b"version"), json.loads(text(b"agreed") or "{}"))
 
 
 def _identity(worker: Worker) -> list[str]:

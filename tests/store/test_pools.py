@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from floor import Floor
 from harness import eventually
-from orchestrator.exceptions import InvalidName, ObjectAlreadyExists, ObjectNotFound, OrchError, Refused, StoreUnavailable
-from orchestrator.models import NewRun, Worker
+from orchestrator._version import __version__
+from orchestrator.exceptions import (
+    ConfigurationError,
+    InvalidName,
+    ObjectAlreadyExists,
+    ObjectNotFound,
+    OrchError,
+    Refused,
+    StoreUnavailable,
+)
+from orchestrator.models import NewRun, Scheduler, Worker
 from orchestrator.settings import Settings
 from orchestrator.store import Store, open_store
+from orchestrator.store.facade import NamespaceSettings
 
 SHORT = timedelta(milliseconds=1)
 
@@ -220,6 +234,47 @@ def test_schedulers_are_known_while_they_speak(floor: Floor) -> None:
     floor.store.pools.scheduler_heartbeat("s")
     floor.store.pools.scheduler_leaves("s")
     assert floor.store.pools.schedulers() == []
+
+
+def test_workers_and_schedulers_tell_their_release_and_the_settings_that_they_read(floor: Floor) -> None:
+    pools, agreed = floor.store.pools, floor.store.settings.stored()
+    pools.heartbeat(worker(floor))
+    pools.scheduler_heartbeat("s")
+    floor.store.write_settings(replace(floor.store.settings, lease=timedelta(seconds=5), durability="replicated"))
+    assert [told.agreed for told in pools.workers()] == [agreed]
+    [told] = pools.scheduler_processes()
+    assert (told.name, told.host, told.pid, told.version, told.agreed) == (
+        *("s", socket.gethostname(), os.getpid()),
+        *(__version__, agreed),
+    )
+    pools.scheduler_leaves("s")
+    assert pools.scheduler_processes() == []
+
+
+def test_a_scheduler_of_a_release_that_tells_nothing_is_known_all_the_same(floor: Floor) -> None:
+    floor.store.client.zadd(floor.store.keys.schedulers, {"old": floor.clock.ms})
+    assert floor.store.pools.scheduler_processes() == [Scheduler("old", "", 0, "", {})]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"lease": timedelta(milliseconds=999)}, "A lease of 0.999 s"),
+        ({"lease": timedelta(hours=2)}, "A lease of 7200 s"),
+        ({"retention": timedelta(seconds=59)}, "A retention of 59 s"),
+        ({"durability": "eternal"}, "no durability 'eternal'"),
+    ],
+)
+def test_settings_that_no_process_could_live_with_are_refused(floor: Floor, wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        floor.store.write_settings(replace(floor.store.settings, **wrong))
+    assert not floor.store.client.exists(floor.store.keys.settings)
+
+
+def test_settings_are_read_as_they_were_written_and_what_is_unknown_is_left_out(floor: Floor) -> None:
+    written = NamespaceSettings(timedelta(seconds=5), timedelta(days=3), "replicated")
+    assert NamespaceSettings.read({**written.stored(), "of_a_later_release": "1"}) == written
+    assert NamespaceSettings.read({}) == NamespaceSettings()
 
 
 def test_waiting_ends_with_nothing_when_nothing_comes(floor: Floor) -> None:

@@ -3,16 +3,14 @@
 -- USES core
 -- ARGV kind     str     workers or schedulers
 --      name     str     who
---      fields   packed  what it says of itself, a flat list; stored for workers
+--      fields   packed  what it says of itself, a flat list
 --      alive_ms int     silent so long means gone
 -- RETURN {living schedulers, living workers, now in ms}
 
-if kind == 'workers' then
-  local key = prefix .. 'worker:' .. name
-  write('HSET', key, 'heartbeat', now, unpack(fields))
-  write('PEXPIRE', key, 3600000)
-  write('PEXPIRE', prefix .. 'control:' .. name, 3600000)
-end
+local key = prefix .. (kind == 'workers' and 'worker:' or 'scheduler:') .. name
+write('HSET', key, 'heartbeat', now, unpack(fields))
+write('PEXPIRE', key, 3600000)
+if kind == 'workers' then write('PEXPIRE', prefix .. 'control:' .. name, 3600000) end
 write('ZADD', prefix .. kind, now, name)
 
 -- Whoever speaks lives, also with its first words.

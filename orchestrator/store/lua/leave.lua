@@ -22,5 +22,9 @@ for _, stream in ipairs(streams) do
   end
 end
 write('ZREM', prefix .. kind, name)
-if kind == 'workers' then write('DEL', prefix .. 'worker:' .. name, prefix .. 'control:' .. name) end
+if kind == 'workers' then
+  write('DEL', prefix .. 'worker:' .. name, prefix .. 'control:' .. name)
+else
+  write('DEL', prefix .. 'scheduler:' .. name)
+end
 return removed
