@@ -1,9 +1,9 @@
 """The verdict: what the ledger and the kills say about the runs, and whether Redis says the same.
 
 Lost: a run whose id was given to the submitter and that has no end, or is Completed though no body ended under the accepted
-attempt. Double-completed: a body that ended twice under one attempt, an end that was not accepted although nobody killed its
+attempt. Double-completed: a body that ended twice under one attempt, an end that was not accepted although nobody harmed its
 processes, a start after the accepted end, or more than one accepted end in the run's history. Two attempts at once: a body of
-a later attempt starts before the last effect of an earlier one. A restart is only allowed where a process was killed.
+a later attempt starts before the last effect of an earlier one. A restart is only allowed where a process was harmed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from orchestrator.models import Run
 
 @dataclass
 class Verdict:
-    """What happened to the runs. ``problems`` are sentences; an empty list is good news."""
+    """What happened to the runs. ``problems`` are sentences; an empty list is good news.
+
+    ``most_at_once``: per limit or tag, '' for all bodies, how many there were at the worst moment, killed ones included.
+    """
 
     runs: int = 0
     kills: int = 0
@@ -34,34 +37,66 @@ class Verdict:
     most_at_once: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
+    def exceeds(self, limits: Mapping[str, int]) -> list[str]:
+        """A sentence on each limit that was not held to, by the intervals of the ledger."""
+        found = {name: self.most_at_once.get(name, 0) for name in limits}
+        return [
+            f"{found[name]} at once where {name or 'the pool'} allows {limits[name]}"
+            for name in limits
+            if found[name] > limits[name]
+        ]
+
+    def line(self) -> str:
+        """The figures that every scenario shows."""
+        return (
+            f"{self.runs:,} runs, {self.hits} faults hit a lease (of {self.kills}), {self.lost} lost, "
+            f"{self.doubled} double-completed, {self.at_once} attempts at once, "
+            f"{self.restarted} restarted (p99 {self.recovery_p99_s:.1f} s after the fault)"
+        )
+
 
 def judge(
-    submitted: Mapping[str, Sequence[str]], runs: Mapping[str, Run], effects: Sequence[Effect], kills: Sequence[Kill]
+    submitted: Mapping[str, Sequence[str]],
+    runs: Mapping[str, Run],
+    effects: Sequence[Effect],
+    kills: Sequence[Kill],
+    *,
+    may_restart: bool = False,
 ) -> Verdict:
-    """Judge every submitted run. ``submitted`` maps its id to its tags, ``runs`` to what Redis says of it."""
-    verdict = Verdict(runs=len(submitted), kills=len(kills), hits=count_hits(effects, kills))
-    killed = {kill.pid: kill.at for kill in kills}
+    """Judge every submitted run. ``submitted`` maps its id to its tags, ``runs`` to what Redis says of it.
+
+    ``may_restart``: a run may start again though nobody harmed its processes, for the fault was elsewhere (Redis, or a busy
+    machine on which a quick form's lease of 1 s was not renewed in time). Such restarts are then counted, and no problem.
+    """
+    moments = _first_harm(kills)
+    verdict = Verdict(runs=len(submitted), kills=len({kill.at for kill in kills}), hits=count_hits(effects, kills))
     by_run: dict[str, list[Effect]] = defaultdict(list)
     for effect in effects:
         by_run[effect.run].append(effect)
     recoveries: list[float] = []
-    accepted: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    held: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for run, tags in submitted.items():
         mine, stored = by_run[run], runs.get(run)
+        for gate, interval in _intervals(mine, tags, moments):
+            held[gate].append(interval)
         if stored is None or _is_lost(stored, mine):
             verdict.lost += 1
             verdict.problems.append(f"lost: run {run} is {stored.state if stored else 'gone'}, but {_brief(mine)}")
             continue
-        if _is_double(stored, mine, killed):
+        if _is_double(stored, mine, moments, may_restart):
             verdict.doubled += 1
             verdict.problems.append(f"double: run {run}, accepted attempt {stored.attempt}, {_brief(mine)}")
-        recoveries += _judge_restarts(verdict, mine, killed)
-        interval = _moment(mine, "start", stored.attempt), _moment(mine, "end", stored.attempt)
-        for gate in ("", *tags):
-            accepted[gate].append(interval)
+        recoveries += _judge_restarts(verdict, mine, moments, may_restart)
     verdict.recovery_p99_s = percentile(recoveries, 0.99) if recoveries else 0.0
-    verdict.most_at_once = {gate: _most(intervals) for gate, intervals in accepted.items()}
+    verdict.most_at_once = {gate: _most(intervals) for gate, intervals in held.items()}
     return verdict
+
+
+def _first_harm(kills: Iterable[Kill]) -> dict[int, float]:
+    moments: dict[int, float] = {}
+    for kill in kills:
+        moments[kill.pid] = min(kill.at, moments.get(kill.pid, kill.at))
+    return moments
 
 
 def _is_lost(stored: Run, mine: Sequence[Effect]) -> bool:
@@ -69,50 +104,68 @@ def _is_lost(stored: Run, mine: Sequence[Effect]) -> bool:
     return not stored.state.is_completed() or not any(e.phase == "end" and e.attempt == stored.attempt for e in mine)
 
 
-def _is_double(stored: Run, mine: Sequence[Effect], killed: Mapping[int, float]) -> bool:
+def _is_double(stored: Run, mine: Sequence[Effect], harmed: Mapping[int, float], may_restart: bool) -> bool:
     """More counts of it than one: see the top of this file."""
     times = Counter((effect.phase, effect.attempt) for effect in mine)
-    last = _moment(mine, "end", stored.attempt)
+    last = next(effect.at for effect in mine if effect.phase == "end" and effect.attempt == stored.attempt)
     unharmed = any(
-        effect.phase == "end" and effect.attempt != stored.attempt and not killed.keys() & set(effect.processes)
+        effect.phase == "end" and effect.attempt != stored.attempt and not harmed.keys() & set(effect.processes)
         for effect in mine
     )
     completed = sum(entry.name == "Completed" for entry in stored.history)
     started_again = any(effect.phase == "start" and effect.at > last for effect in mine)
-    return completed != 1 or max(times.values()) > 1 or unharmed or started_again
+    return completed != 1 or max(times.values()) > 1 or (unharmed and not may_restart) or started_again
 
 
-def _judge_restarts(verdict: Verdict, mine: Sequence[Effect], killed: Mapping[int, float]) -> list[float]:
-    """Judge each start after the first; seconds from each kill to the start that made up for it."""
+def _judge_restarts(verdict: Verdict, mine: Sequence[Effect], harmed: Mapping[int, float], may_restart: bool) -> list[float]:
+    """Judge each start after the first; seconds from each harm to the start that made up for it."""
     recoveries = []
     for earlier, later in pairwise(effect for effect in mine if effect.phase == "start"):
         verdict.restarted += 1
         if any(effect.attempt == earlier.attempt and effect.at > later.at for effect in mine):
             verdict.at_once += 1
             verdict.problems.append(f"two attempts at once: run {later.run}, {_brief(mine)}")
-        causes = [killed[pid] for pid in earlier.processes if pid in killed]
+        causes = [harmed[pid] for pid in earlier.processes if pid in harmed]
         if causes:
             recoveries.append(later.at - min(causes))
-        else:
-            verdict.unexplained += 1
-            verdict.problems.append(f"restarted though nobody killed it: run {later.run}, {_brief(mine)}")
+            continue
+        verdict.unexplained += 1
+        if not may_restart:
+            verdict.problems.append(f"restarted though nobody harmed it: run {later.run}, {_brief(mine)}")
     return recoveries
 
 
-def _moment(mine: Sequence[Effect], phase: str, attempt: int) -> float:
-    return next(effect.at for effect in mine if effect.phase == phase and effect.attempt == attempt)
+def _intervals(
+    mine: Sequence[Effect], tags: Sequence[str], harmed: Mapping[int, float]
+) -> Iterable[tuple[str, tuple[float, float]]]:
+    """When each attempt held which limit: from its start, or its take, to its end or, with no end, to its processes' death."""
+    for attempt in {effect.attempt for effect in mine}:
+        effects = [effect for effect in mine if effect.attempt == attempt]
+        deaths = [harmed[pid] for pid in effects[0].processes if pid in harmed]
+        over = max(effects[-1].at, min(deaths)) if deaths else effects[-1].at
+        for effect in effects:
+            if effect.phase == "start":
+                last = next((other.at for other in effects if other.phase == "end"), over)
+                yield from ((gate, (effect.at, last)) for gate in ("", *tags))
+            elif effect.phase.startswith("take "):
+                name = effect.phase.removeprefix("take ")
+                yield name, (effect.at, next((other.at for other in effects if other.phase == f"give {name}"), over))
 
 
 def count_hits(effects: Sequence[Effect], kills: Iterable[Kill]) -> int:
-    """How many kills hit a process that held a lease, as far as the ledger can tell."""
-    return sum(_hit(kill, effects) for kill in kills)
+    """How many faults hit a process that held a lease, as far as the ledger can tell. One moment is one fault."""
+    of_process: dict[int, list[Effect]] = defaultdict(list)
+    for effect in effects:
+        for pid in effect.processes:
+            of_process[pid].append(effect)
+    return len({kill.at for kill in kills if _hit(kill, of_process[kill.pid])})
 
 
 def _hit(kill: Kill, effects: Iterable[Effect]) -> bool:
-    """A body was between its start and its end under the killed process: it held a lease."""
-    mine = [effect for effect in effects if kill.pid in effect.processes and effect.at <= kill.at]
-    ended = {(effect.run, effect.attempt) for effect in mine if effect.phase == "end"}
-    return any(effect.phase == "start" and (effect.run, effect.attempt) not in ended for effect in mine)
+    """A body was between its start and its end under the harmed process: it held a lease."""
+    before = [effect for effect in effects if effect.at <= kill.at]
+    ended = {(effect.run, effect.attempt) for effect in before if effect.phase == "end"}
+    return any(effect.phase == "start" and (effect.run, effect.attempt) not in ended for effect in before)
 
 
 def _most(intervals: Iterable[tuple[float, float]]) -> int:

@@ -1,14 +1,15 @@
 """The outside ledger: what flow bodies and the killer write down as they go, in a local SQLite file.
 
 An effect is the start or the end of a body, with the run, its attempt (the fence) and the three processes that it took: the
-child, the template that it was forked from, and the supervisor. Moments are of the machine's monotonic clock.
+child, the template that it was forked from, and the supervisor. Another one is that a body got a slot of a limit, or is about
+to give it back: ``take db``, ``give db``. Moments are of the machine's monotonic clock.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -16,13 +17,14 @@ from typing import NamedTuple
 _TABLES = """
 PRAGMA journal_mode = WAL;
 CREATE TABLE effect (run TEXT, attempt INTEGER, phase TEXT, at REAL, child INTEGER, template INTEGER, supervisor INTEGER);
-CREATE INDEX of_run ON effect (run);
+CREATE INDEX of_run ON effect (run, attempt);
+CREATE INDEX at_moment ON effect (at);
 CREATE TABLE kill (at REAL, kind TEXT, pid INTEGER);
 """
 
 
 class Effect(NamedTuple):
-    """A body started or ended; ``phase`` is start or end."""
+    """A body did something; ``phase`` is start, end, ``take LIMIT``, ``give LIMIT``, or what a scenario's own flow says."""
 
     run: str
     attempt: int
@@ -39,7 +41,7 @@ class Effect(NamedTuple):
 
 
 class Kill(NamedTuple):
-    """A process was sent SIGKILL; ``kind`` is child, template or supervisor."""
+    """A process was harmed; ``kind`` is child, template, supervisor or group for SIGKILL, or another harm (SIGSTOP, cut)."""
 
     at: float
     kind: str
@@ -53,7 +55,7 @@ def create(path: Path) -> None:
 
 
 def write_effect(path: Path, effect: Effect) -> None:
-    """Write down an effect, on disk before this returns."""
+    """Write down an effect, in the kernel's hands before this returns: it survives any signal, not a power cut."""
     with _open(path) as connection, connection:
         connection.execute("INSERT INTO effect VALUES (?, ?, ?, ?, ?, ?, ?)", effect)
 
@@ -72,18 +74,19 @@ def read(path: Path) -> tuple[list[Effect], list[Kill]]:
     return effects, kills
 
 
-def executing(path: Path, killed: Sequence[int]) -> list[Effect]:
-    """The starts of bodies that have not ended and did not lose a process to a kill."""
+def executing(path: Path, within_s: float = 5) -> list[Effect]:
+    """The starts, not older than that, of bodies that have not ended. Some may have lost a process to a kill."""
     with _open(path) as connection:
         rows = connection.execute(
             "SELECT * FROM effect AS one WHERE phase = 'start' AND at > ? AND NOT EXISTS"
             " (SELECT 1 FROM effect WHERE run = one.run AND attempt = one.attempt AND phase = 'end') ORDER BY run, attempt",
-            (time.monotonic() - 5,),
+            (time.monotonic() - within_s,),
         )
-        return [effect for effect in (Effect(*row) for row in rows) if not set(killed).intersection(effect.processes)]
+        return [Effect(*row) for row in rows]
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[sqlite3.Connection]:
-    with closing(sqlite3.connect(path, timeout=30)) as connection:
+    with closing(sqlite3.connect(path, timeout=60)) as connection:
+        connection.execute("PRAGMA synchronous = OFF")
         yield connection

@@ -1,0 +1,54 @@
+"""F1: supervisors, templates, children and whole groups are killed under load, with limits on the runs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from random import Random
+
+from bench.chaos.fleet import POOL
+from bench.chaos.trial import Outcome, Scenario, Trial
+from bench.chaos.world import World
+from orchestrator.models import NewRun
+
+POOL_LIMIT = 12
+TAGS = {"narrow": 3, "wide": 6}
+
+
+def run(trial: Trial) -> Outcome:
+    """20,000 runs (quick: about a hundred) and a kill every 2 s (0.7 s)."""
+    total, per_s, every_s, hits = (100, 14.0, 0.7, 4) if trial.quick else (20_000, 60.0, 2.0, 30)
+    with World(trial, pool_limit=POOL_LIMIT) as world:
+        for tag, limit in TAGS.items():
+            world.store.limits.set(f"tag:{tag}", limit)
+        world.staff(workers=3, schedulers=2, slots=8)
+
+        def new(chance: Random) -> NewRun:
+            tags = [tag for tag in TAGS if chance.random() < 0.125]
+            return world.new_run(milliseconds=chance.randint(50, 500), tags=tags)
+
+        submitter = world.submit(per_s, new, total=total)
+        began = time.monotonic()
+        count = 0
+        while not submitter.is_done:
+            world.pass_time(every_s)
+            count += world.kill_one() is not None
+            trial.say(f"{time.monotonic() - began:.0f} s: {len(submitter.submitted):,} runs, {count} kills")
+        problems = world.quiesce(gates=[f"pool:{POOL}", *(f"tag:{tag}" for tag in TAGS)])
+        problems += world.close_fleet()
+        verdict = world.verdict(may_restart=trial.quick)
+    problems += verdict.problems + verdict.exceeds({"": POOL_LIMIT, **TAGS})
+    if verdict.hits < hits:
+        problems.append(f"only {verdict.hits} kills hit a lease; at least {hits} are needed")
+    if verdict.recovery_p99_s > world.lease.total_seconds() + 3:
+        problems.append(f"recovery p99 is {verdict.recovery_p99_s:.1f} s")
+    most = ", ".join(f"{verdict.most_at_once.get(name, 0)} of {limit}" for name, limit in {"": POOL_LIMIT, **TAGS}.items())
+    return Outcome(f"{verdict.line()}, at most {most} at once, 0 slots leaked", problems, asdict(verdict))
+
+
+SCENARIO = Scenario(
+    "F1",
+    "workers killed",
+    "0 lost, 0 double-completed, limits never exceeded, 0 slots leaked lease + 2 s after, recovery p99 <= lease + 3 s",
+    run,
+)
