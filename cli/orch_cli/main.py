@@ -40,6 +40,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "concurrency-limit": "Let at most so many flow runs with a tag run at a time.",
         "scheduler": "Start schedulers.",
         "server": "Start, show and stop the server.",
+        "namespace": "Show and change what all processes of a namespace agree on.",
         "doctor": "Find what is wrong with the server, the workers and the runs.",
     },
     "Set up": {

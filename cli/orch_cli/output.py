@@ -501,8 +501,9 @@ def write_log_line(at: datetime, level: int, logger: str, message: str, task_run
 
 
 def plural(count: int, noun: str) -> str:
-    """``1 worker``, ``2 workers``."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    """``1 worker``, ``2 workers``, ``2 processes``."""
+    ending = "es" if noun.endswith("s") else "s"
+    return f"{count} {noun}{'' if count == 1 else ending}"
 
 
 def write_json_line(data: Any) -> None:

@@ -9,7 +9,7 @@ from orchestrator import clock
 from orchestrator.exceptions import ObjectNotFound, OrchError
 from orchestrator.keys import Keys, lengthen, shorten
 from orchestrator.models import HistoryEntry, LogLine, Page, Run, RunFilter
-from orchestrator.states import STATE_TYPES, State
+from orchestrator.states import STATE_TYPES, TERMINAL, State
 from orchestrator.store.client import Redis
 from orchestrator.store.events import Events
 from orchestrator.store.records import read_line
@@ -52,6 +52,12 @@ class Queries:
             names = _state_names(wanted.states) or tuple(STATE_TYPES)
             return sum(int(self._client.zcard(self._keys.index("state", name))) for name in names)
         return sum(1 for _ in self._walk(wanted, None))
+
+    def count_ended(self, *, before: datetime) -> int:
+        """How many runs ended before a moment."""
+        until = f"({clock.to_ms(before)}"
+        ends = (name for name, kind in STATE_TYPES.items() if kind in TERMINAL)
+        return sum(int(self._client.zcount(self._keys.index("state", name), "-inf", until)) for name in ends)
 
     def _walk(self, wanted: RunFilter, cursor: str | None) -> Iterator[tuple[Run, str]]:
         names = _state_names(wanted.states)

@@ -2,57 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import pytest
 
-from orch_cli.main import main
+from console import Orch, claim, finish
 from orchestrator import clock
 from orchestrator.keys import shorten
-from orchestrator.models import Deployment, LogLine, NewRun, Schedule, Worker
+from orchestrator.models import Deployment, NewRun, Schedule, Worker
 from orchestrator.settings import Settings
 from orchestrator.states import Completed, Crashed, Failed, State
 from orchestrator.store import Store, open_store
-from orchestrator.store.answers import End, Start, Turn
-
-
-@dataclass
-class Answer:
-    """How a command ended, and what it said."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Orch = Callable[..., Answer]
-
-
-@pytest.fixture
-def orch(store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Orch:
-    """Run one command against the test's namespace."""
-    assert settings.redis_url is not None
-    monkeypatch.setenv("ORCH_REDIS_URL", settings.redis_url)
-    monkeypatch.setenv("ORCH_NAMESPACE", settings.namespace)
-    monkeypatch.setenv("ORCH_HOME", str(settings.home))
-
-    def run(*words: str) -> Answer:
-        capsys.readouterr()
-        code = main(words)
-        said = capsys.readouterr()
-        return Answer(code, said.out, said.err)
-
-    return run
 
 
 @pytest.fixture
@@ -79,20 +42,6 @@ def run(store: Store, deployment: Deployment) -> str:
     """The id of a queued run."""
     [created] = store.runs.create([NewRun(name="brave-otter", flow="load", deployment=deployment.id, pool="etl")])
     return created.id
-
-
-def claim(store: Store, pool: str = "etl") -> tuple[str, int]:
-    """Start the next run of the pool, as a worker would."""
-    delivered = store.pools.wait_for_runs(pool, "w1", ["default"], timedelta(seconds=5))
-    [claimed] = store.runs.claim("w1", pool, ["default"], 1, delivered).claimed
-    store.runs.exchange(Turn(starts=[Start(claimed.id, claimed.attempt)]))
-    return claimed.id, claimed.attempt
-
-
-def finish(store: Store, run: tuple[str, int], state: State, *messages: str) -> None:
-    """Write a log and end a run, as a worker would."""
-    store.runs.append_log({run[0]: [LogLine(clock.now(), 20, "prefect", message, run[1]) for message in messages]})
-    assert store.runs.finish([End(*run, state)]) == ["ok"]
 
 
 @contextmanager
