@@ -114,7 +114,10 @@ class Keys:
         self.wake_due = self.prefix + "wake_due"
         # catalogues
         self.settings = self.prefix + "settings"
+        self.epoch = self.prefix + "epoch"
         self.limits = self.prefix + "limits"
+        self.global_limits = self.prefix + "global_limits"
+        self.rates = self.prefix + "rates"
         self.pools = self.prefix + "pools"
         self.workers = self.prefix + "workers"
         self.schedulers = self.prefix + "schedulers"
@@ -154,7 +157,7 @@ class Keys:
         return f"{self.prefix}control:{worker}"
 
     def parked(self, gate: str) -> str:
-        """zset: runs that wait at a gate, by priority and due time."""
+        """zset: runs, and calls of their code (``<run>:<attempt>:<call>``), that wait at a gate, by priority and due time."""
         return f"{self.prefix}parked:{gate}"
 
     def slots(self, gate: str) -> str:
@@ -199,8 +202,8 @@ class Keys:
 
 
 PERMANENT = (
-    *("due", "leases", "paused", "expires", "reservations", "wake_due", "settings", "limits", "pools", "workers"),
-    *("schedulers", "flows", "deployments", "planning", "variables", "events", "signals"),
+    *("due", "leases", "paused", "expires", "reservations", "wake_due", "settings", "limits", "global_limits", "rates"),
+    *("pools", "workers", "schedulers", "flows", "deployments", "planning", "variables", "events", "signals", "epoch"),
     *(
         "queue:*",
         "resumed:*",

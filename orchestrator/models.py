@@ -67,7 +67,7 @@ class Run:
 
     ``place`` is due, queued, parked, leased, paused or ended; ``gate`` what a parked run waits for.
     ``worker`` holds it, or held it last. ``attempt`` counts claims and is the fence; ``run_count`` counts starts of the body;
-    ``crash_count`` lost processes.
+    ``crash_count`` lost processes. ``calls`` are the slots that its code has or waits for.
     """
 
     id: str
@@ -99,6 +99,7 @@ class Run:
     expires: datetime | None
     history: list[HistoryEntry]
     has_result: bool = False
+    calls: tuple[Call, ...] = ()
 
     @property
     def is_terminal(self) -> bool:
@@ -284,34 +285,65 @@ class Scheduler:
 
 @dataclass(slots=True)
 class Gate:
-    """A thing that runs may have to wait for: ``pool:NAME``, ``queue:POOL:NAME``, ``deployment:ID``, ``tag:NAME``.
+    """What runs may have to wait for: ``pool:NAME``, ``queue:POOL:NAME``, ``deployment:ID``, ``tag:NAME``, ``global:ID``.
 
-    ``limit`` None = unlimited; one that is not ``active`` is remembered and holds nobody back. ``used`` and ``waiting`` count
-    slots and parked runs. ``holders`` are run ids with a slot, the oldest first; ``waiters`` parked run ids in the order in
-    which they will be woken.
+    ``title`` is what people call it. ``limit`` None = unlimited; one that is not ``active`` is remembered and holds nobody
+    back. ``used`` and ``waiting`` count slots, and runs and calls that wait. ``holders`` are run ids with a slot, the oldest
+    first; ``waiters`` stand in the order in which they will be woken. ``decay`` makes it a rate limit: so many slots a second
+    come back by time, the next one at ``next_free``; nobody holds them.
     """
 
     name: str
+    title: str
     limit: int | None
     paused: bool
     used: int
     holders: list[str]
-    waiters: list[str]
+    waiters: list[Waiter]
     waiting: int = 0
     active: bool = True
+    decay: float = 0.0
+    next_free: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Waiter:
+    """Who waits at a gate: a run, or (``call`` > 0) the code of a run that executes."""
+
+    run: str
+    call: int = 0
 
 
 @dataclass(slots=True)
 class Slot:
-    """A run's slot at a gate: since when, and until when its lease (or, where it ``is_reserved``, the reservation) holds it.
+    """Who holds a slot of a gate: since when, and until when its lease (or, where it ``is_reserved``, the reservation) lasts.
 
-    ``expires`` None: the lease is gone, and the next sweep frees the slot.
+    ``expires`` None: the lease is gone, and the next sweep frees the slot. ``kind``: run (the run itself), code
+    (``concurrency()`` in it) or task (a task run with the tag); a ``call`` may ``occupy`` several slots.
     """
 
     run: str
     since: datetime
     expires: datetime | None
     is_reserved: bool = False
+    kind: str = "run"
+    call: int = 0
+    occupy: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Slots that a run's code has, or waits for at the gate ``waits`` (None = it has them), since when; of which gates.
+
+    ``kind``: code (``concurrency()``, ``rate_limit()``) or task (a task run with tags).
+    """
+
+    number: int
+    kind: str
+    slots: int
+    waits: str | None
+    since: datetime
+    gates: tuple[str, ...]
 
 
 @dataclass(slots=True)

@@ -113,6 +113,38 @@ class Turned:
 
 
 @dataclass(frozen=True, slots=True)
+class Acquire:
+    """Slots that the code of a run asks for. ``call`` is the request's number in the attempt, from 1.
+
+    ``names`` are of global limits, or (``of`` = tag) a task run's tags. ``occupy`` slots of each; with ``rate`` only limits
+    whose slots come back by time will do; ``strict``: a name without a limit is an error, else it lets everybody through.
+    """
+
+    run: str
+    attempt: int
+    call: int
+    names: Sequence[str]
+    of: str = "global"
+    occupy: int = 1
+    rate: bool = False
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Acquired:
+    """The answer to Acquire.
+
+    granted (``detail``: names without a limit, one a line), waiting (what for; if ``retry_ms`` is set, time alone makes room
+    and no scheduler lives to see to it: call ``runs.wake()`` then), missing (which name), impossible (what refuses, and what
+    it has), no_decay (which name), superseded (the attempt is over).
+    """
+
+    answer: str
+    detail: str = ""
+    retry_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Released:
     """How many due runs were queued, and when the next one is due (None = none is waiting)."""
 
@@ -121,12 +153,19 @@ class Released:
 
 
 class Lapsed(NamedTuple):
-    """What became of runs whose process is gone. ``seen`` counts leases looked at."""
+    """What became of runs whose process is gone. ``requeued`` start again, now or in a moment; ``seen`` counts leases looked at.
+
+    ``is_braked``: no lease counts as over for now. ``jump_ms``: by how much Redis's clock has left what the caller expected of
+    it, if this call saw that; ``now_ms`` is what it shows.
+    """
 
     requeued: int
     crashed: int
     cancelled: int
     seen: int
+    is_braked: bool = False
+    jump_ms: int = 0
+    now_ms: int = 0
 
 
 class Change(NamedTuple):

@@ -88,7 +88,8 @@ def _of_parked(store: Store, run: Run) -> Explanation:
         return Explanation("paused", f"{title} is paused.", noun or None)
     held = ", held by " + ", ".join(gate.holders[:3]) if gate.holders else ""
     held += f" and {gate.used - 3} more" if gate.used > 3 else ""
-    before = gate.waiters.index(run.id) if run.id in gate.waiters else len(gate.waiters)
+    waiting = [waiter.run for waiter in gate.waiters]
+    before = waiting.index(run.id) if run.id in waiting else len(waiting)
     return Explanation(
         "limit",
         f"{title} is at its limit, {gate.used}/{gate.limit}{held}; {before} runs wait before it.",

@@ -21,6 +21,7 @@ from orchestrator.store.deployments import Deployments
 from orchestrator.store.documents import Documents
 from orchestrator.store.events import Events
 from orchestrator.store.explain import Explanation, explain
+from orchestrator.store.failover import SCHEMA, Failover, check_schema
 from orchestrator.store.limits import Limits
 from orchestrator.store.pools import Pools
 from orchestrator.store.queries import Queries
@@ -39,12 +40,14 @@ class NamespaceSettings:
 
     A worker that cannot renew its leases stops its runs at ``self_kill``; ``silence`` is how long a worker or a scheduler may
     say nothing before it counts as gone. ``durability`` is when a write counts: ``default``, as soon as the server has it;
-    ``replicated``, when a replica has it too.
+    ``replicated``, when a replica has it too. ``schema`` is the form in which the namespace is written, see docs/upgrading.md; it
+    is not changed here.
     """
 
     lease: timedelta = timedelta(seconds=15)
     retention: timedelta = timedelta(milliseconds=RETENTION_MS)
     durability: str = "default"
+    schema: int = SCHEMA
 
     @property
     def renew(self) -> timedelta:
@@ -76,6 +79,8 @@ class NamespaceSettings:
                 values[name.removesuffix("_ms")] = timedelta(milliseconds=int(text))
             elif name == "durability":
                 values[name] = text
+            elif name == "schema":
+                values[name] = int(text)
         return cls(**values)
 
     def check(self) -> None:
@@ -109,9 +114,10 @@ class Store:
         self.blocking = Client(connect(url, settings, blocking=True), self.address)
         self._configuration = settings
         self.scripts = Scripts(self.client, self.keys.prefix, frozen)
-        self.settings = self._read_settings()
+        self.settings, epoch = self._read_settings()
+        self.failover = Failover(self.client, self.scripts, self.keys, self.settings.lease, epoch)
         self.runs = Runs(self.client, self.scripts, self.keys, self.settings.lease)
-        self.limits = Limits(self.client, self.scripts, self.keys)
+        self.limits = Limits(self.client, self.scripts, self.keys, self.settings.silence)
         self.events = Events(self.client, self.keys)
         self.documents = Documents(self.client, self.keys)
         self.pools = Pools(
@@ -120,9 +126,15 @@ class Store:
         self.queries = Queries(self.client, self.blocking, self.keys, self.runs, self.events)
         self.deployments = Deployments(self.client, self.scripts, self.keys, self.limits, self.runs, self.queries)
 
-    def _read_settings(self) -> NamespaceSettings:
-        stored: Mapping[Any, Any] = self.client.hgetall(self.keys.settings)
-        return NamespaceSettings.read({name.decode(): value.decode() for name, value in stored.items()})
+    def _read_settings(self) -> tuple[NamespaceSettings, Mapping[bytes, bytes]]:
+        """The namespace's settings and its epoch as it is stored, in one round trip."""
+        pipeline = self.client.pipeline(transaction=False)
+        pipeline.hgetall(self.keys.settings)
+        pipeline.hgetall(self.keys.epoch)
+        stored, epoch = pipeline.execute()
+        settings = NamespaceSettings.read({name.decode(): value.decode() for name, value in stored.items()})
+        check_schema(self.namespace, settings.schema)
+        return settings, epoch
 
     def write_settings(self, settings: NamespaceSettings) -> None:
         """Change what the namespace's processes agree on. Each reads it when it starts.

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import msgpack
 
 from orchestrator.keys import PERMANENT, lengthen
+from orchestrator.models import Call
 from orchestrator.states import STATE_TYPES, TERMINAL, TRANSITIONS
 from orchestrator.store import streams
 from orchestrator.store.client import Redis
+from orchestrator.store.records import read_calls
 
 if TYPE_CHECKING:
     from orchestrator.store import Store
@@ -30,7 +32,7 @@ T = TypeVar("T")
 _BATCH = 200
 _FIELDS = (
     *("state", "label", "place", "gate", "gates", "msg", "attempt", "pool", "dep", "sched", "flow", "tags", "parent"),
-    *("idem", "expires", "reserved", "worker", "history"),
+    *("idem", "expires", "reserved", "worker", "history", "calls"),
 )
 _PLACES = {
     "due": {"Scheduled", "AwaitingRetry"},
@@ -60,6 +62,7 @@ class _Run:
     short: str
     fields: dict[str, str]
     history: bytes
+    calls: tuple[Call, ...]
 
     def __getitem__(self, field: str) -> str:
         return self.fields[field]
@@ -125,22 +128,34 @@ def _check_runs(store: Store, runs: Sequence[_Run], expected: Counter[str]) -> I
     for run in runs:
         for key in _places(run):
             pipeline.zscore(prefix + key, run.short)
-        for gate in run.gates:
-            pipeline.zscore(prefix + "slots:" + gate, _slot(run))
+        for key, member in _held(run):
+            pipeline.zscore(prefix + key, member)
         message, stream = _message(run)
         pipeline.xrange(prefix + stream, message, message) if message else pipeline.echo("")
         pipeline.get(prefix + "idempotency:" + run["idem"]) if run["idem"] else pipeline.echo("")
-        expected.update([*_places(run), *(f"slots:{gate}" for gate in run.gates), *([stream] if message else [])])
+        expected.update([*_places(run), *(key for key, _ in _held(run)), *([stream] if message else [])])
     answers = iter(pipeline.execute())
     for run in runs:
         problems = [f"does not stand in {key}" for key in _places(run) if next(answers) is None]
-        problems += [f"has no slot of {gate}" for gate in run.gates if next(answers) is None]
+        problems += [f"does not stand in {key} as {member}" for key, member in _held(run) if next(answers) is None]
         entry, holder = next(answers), next(answers)
         problems += _message_problems(run, entry)
         if run["idem"] and holder != run.short.encode():
             problems.append("its idempotency key does not stand for it")
         problems += [*_state_problems(run), *_slot_problems(run), *_history_problems(run)]
         yield from (Violation(problem, lengthen(run.short)) for problem in problems)
+
+
+def _held(run: _Run) -> list[tuple[str, str]]:
+    """The members of slots and waiters that stand for the run and its code: (key below the prefix, member)."""
+    held = [(f"slots:{gate}", _slot(run)) for gate in run.gates]
+    for call in run.calls:
+        name = f"{run.short}:{run.attempt}:{call.number}"
+        if call.waits:
+            held.append((f"parked:{call.waits}", name))
+            continue
+        held += [(f"slots:{gate}", f"{name}:{i}") for gate in call.gates for i in range(call.slots)]
+    return held
 
 
 def _places(run: _Run) -> list[str]:
@@ -190,6 +205,8 @@ def _slot_problems(run: _Run) -> Iterator[str]:
         yield f"is {run['place']} and has slots reserved"
     if run.gates and run["place"] != "leased" and not run["reserved"]:
         yield f"is {run['place']} and holds slots of {', '.join(run.gates)}"
+    if run.calls and run["place"] != "leased":
+        yield f"is {run['place']}, and its code holds slots"
     if run["reserved"] and not run.gates:
         yield "has a reservation of nothing"
 
@@ -226,7 +243,13 @@ def _surprising(store: Store, names: Sequence[str], expected: Counter[str]) -> I
 def _check_members(store: Store, key: str) -> Iterator[Violation]:
     """A member of a set of runs is a run that has to stand there."""
     for batch in _batches(member.decode() for member, _ in _client(store).zscan_iter(store.keys.prefix + key, count=1000)):
-        for short, run in _read_runs(store, batch).items():
+        calls = [member for member in batch if ":" in member]
+        callers = _read_runs(store, [member.split(":")[0] for member in calls])
+        for member in calls:
+            caller = callers[member.split(":")[0]]
+            if caller is None or (key, member) not in _held(caller):
+                yield Violation(f"{member} waits there, and is no call that does", key)
+        for short, run in _read_runs(store, [member for member in batch if ":" not in member]).items():
             if run is None:
                 yield Violation(f"{short} stands there and is no run", key)
             elif key.startswith("planned:"):
@@ -264,7 +287,7 @@ def _check_slots(store: Store, key: str) -> Iterator[Violation]:
         runs = _read_runs(store, [member.split(":")[0] for member in batch])
         for member in batch:
             run = runs[member.split(":")[0]]
-            if run is None or gate not in run.gates or not member.startswith(f"{run.short}:{run.slot_attempt}:"):
+            if run is None or (f"slots:{gate}", member) not in _held(run):
                 yield Violation(f"the slot {member} is held by nobody", key)
 
 
@@ -289,11 +312,22 @@ def _check_gates(store: Store, names: Sequence[str]) -> Iterator[Violation]:
         setting, used, waiting, wake_due = (next(answers) for _ in range(4))
         setting = json.loads(setting or "{}")
         limit = None if setting.get("disabled") else setting.get("limit")
-        if limit is not None and used > max(limit, setting.get("held", 0)):
+        decays = "decay" in setting
+        if limit is not None and not decays and used > max(limit, setting.get("held", 0)):
             yield Violation(f"{used} hold a slot, the limit is {limit}", f"slots:{gate}")
-        has_room = not setting.get("paused") and (limit is None or used < limit)
-        if waiting and has_room and wake_due is None:
-            yield Violation(f"{waiting} wait at a gate that has room, and nobody wakes them", f"parked:{gate}")
+        wanted = _first_wants(store, gate) if waiting else 0
+        has_room = limit is None or wanted + (0 if decays else used) <= limit
+        if waiting and has_room and not setting.get("paused") and wake_due is None:
+            yield Violation(f"{waiting} wait at a gate that has room or will have, and nobody wakes them", f"parked:{gate}")
+
+
+def _first_wants(store: Store, gate: str) -> int:
+    """How many slots the first waiter of a gate asks for."""
+    first = [member.decode() for member in _client(store).zrange(store.keys.parked(gate), 0, 0)]
+    run, _, call = (first or [""])[0].partition(":")
+    caller = _read_runs(store, [run])[run] if call else None
+    number = int(call.partition(":")[2] or 0)
+    return next((asked.slots for asked in caller.calls if asked.number == number), 1) if caller else 1
 
 
 def _check_schedules(store: Store) -> Iterator[Violation]:
@@ -355,8 +389,8 @@ def _to_run(short: str, values: Sequence[bytes | None]) -> _Run | None:
     if not any(values):
         return None
     stored = dict(zip(_FIELDS, values, strict=True))
-    history = stored.pop("history") or b""
-    return _Run(short, {field: (value or b"").decode() for field, value in stored.items()}, history)
+    history, calls = stored.pop("history") or b"", read_calls(stored.pop("calls") or b"")
+    return _Run(short, {field: (value or b"").decode() for field, value in stored.items()}, history, calls)
 
 
 def _batches(items: Iterable[T]) -> Iterator[list[T]]:

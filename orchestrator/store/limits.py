@@ -1,16 +1,20 @@
-"""Gates and their limits: what runs may have to wait for. See ``lua/lib/gates.lua``."""
+"""Gates and their limits: what runs and their code may have to wait for. See ``lua/lib/gates.lua``."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 from orchestrator import clock
 from orchestrator.exceptions import InvalidName
-from orchestrator.keys import Keys, lengthen
-from orchestrator.models import Gate, Slot
+from orchestrator.keys import Keys, check_name, lengthen, new_id, shorten
+from orchestrator.models import Call, Gate, Slot, Waiter
+from orchestrator.store.answers import Acquire, Acquired
 from orchestrator.store.client import Redis
+from orchestrator.store.records import read_calls
 from orchestrator.store.scripts import Scripts
 
 _TAG_BYTES = 200
@@ -45,12 +49,89 @@ def tag_gate(tag: str) -> str:
 
 
 class Limits:
-    """Gates of one namespace, by name: ``pool:P``, ``queue:P:Q``, ``deployment:ID``, ``tag:T``."""
+    """Gates of one namespace, by name: ``pool:P``, ``queue:P:Q``, ``deployment:ID``, ``tag:T``, ``global:ID``."""
 
-    def __init__(self, client: Redis, scripts: Scripts, names: Keys) -> None:
+    def __init__(self, client: Redis, scripts: Scripts, names: Keys, silence: timedelta) -> None:
         self._client = client
         self._scripts = scripts
         self._keys = names
+        self._silence_ms = round(silence / timedelta(milliseconds=1))
+
+    # --- for code that runs ----------------------------------------------------------------------------------------------
+
+    def acquire(self, asked: Acquire) -> Acquired:
+        """Take slots for code that runs, all or none; where they are not free, the call waits and its worker will be told.
+
+        Idempotent: a call that is there already is answered as it stands. The slots end with the attempt, or by ``release``.
+        """
+        answer, detail, *rest = self._scripts.call(
+            "acquire",
+            run=shorten(asked.run),
+            attempt=asked.attempt,
+            call=asked.call,
+            of=asked.of,
+            names=list(dict.fromkeys(asked.names)),
+            slots=asked.occupy,
+            rate=int(asked.rate),
+            strict=int(asked.strict),
+            alive_ms=self._silence_ms,
+        )
+        return Acquired(answer.decode(), detail.decode() if isinstance(detail, bytes) else str(detail), _ms(rest))
+
+    def release(self, calls: Iterable[tuple[str, int, int]]) -> int:
+        """Give back the slots of calls (run, attempt, number), or let them wait no longer. How many of them there were."""
+        items = [[shorten(run), attempt, number] for run, attempt, number in calls]
+        return int(self._scripts.call("release", calls=items)) if items else 0
+
+    # --- global limits ---------------------------------------------------------------------------------------------------
+
+    def create_global(self, name: str, limit: int, *, decay: float = 0.0, active: bool = True) -> bool:
+        """A new global limit; ``decay`` slots a second come back by time (0 = none: they are given back). False: it exists.
+
+        Raises InvalidName.
+        """
+        check_name("concurrency limit", name)
+        given = {"limit": str(limit), "decay": repr(decay), "disabled": str(int(not active))}
+        return self._change(f"global:{name}", **given, expect="new")[0] == "ok"
+
+    def update_global(
+        self,
+        name: str,
+        *,
+        limit: int | None = None,
+        decay: float | None = None,
+        active: bool | None = None,
+        new_name: str | None = None,
+    ) -> str:
+        """Change a global limit; None = as it is. ok, missing, or exists (``new_name`` is another's). Holders and waiters stay.
+
+        Raises InvalidName for the new name.
+        """
+        answer, _ = self._change(
+            f"global:{name}",
+            name=check_name("concurrency limit", new_name) if new_name is not None else "",
+            limit="" if limit is None else str(limit),
+            decay="" if decay is None else repr(decay),
+            disabled="" if active is None else str(int(not active)),
+            expect="old",
+        )
+        return {"taken": "exists"}.get(answer, answer)
+
+    def delete_global(self, name: str) -> bool:
+        """Remove a global limit; its waiters go on. False where there is none."""
+        return self._change(f"global:{name}", limit="none", expect="old")[0] == "ok"
+
+    def global_limits(self, shown: int = 0) -> list[Gate]:
+        """The global limits by name, each with its first ``shown`` holders and waiters."""
+        names = sorted(self._client.hgetall(self._keys.global_limits).items())
+        return self.get_many([f"global:{gate.decode()}" for _, gate in names], shown)
+
+    def get_global(self, name: str, shown: int = 100) -> Gate | None:
+        """One global limit with its first holders and waiters; None where there is none of that name."""
+        gate = self._client.hget(self._keys.global_limits, name)
+        return self.get(f"global:{gate.decode()}", shown) if gate else None
+
+    # --- gates -----------------------------------------------------------------------------------------------------------
 
     def set(self, gate: str, limit: int | None, *, strategy: str = "") -> int:
         """Let at most ``limit`` runs through at once (None = any number). How many waiters went on.
@@ -83,9 +164,13 @@ class Limits:
         """Let runs through again. How many waiters went on at once; the scheduler wakes the rest."""
         return self._change(gate, paused="0")[1]
 
+    def reset(self, gate: str) -> int:
+        """Free the slots of a gate that no live run holds; of a rate limit, all of them. How many."""
+        return int(self._scripts.call("reset_gate", gate=gate))
+
     def _change(self, gate: str, **given: str) -> tuple[str, int]:
-        unchanged = {"limit": "", "disabled": "", "paused": "", "strategy": "", "expect": ""}
-        answer, woken = self._scripts.call("set_gate", gate=gate, **{**unchanged, **given})
+        unchanged = dict.fromkeys(("name", "limit", "decay", "disabled", "paused", "strategy", "expect"), "")
+        answer, woken = self._scripts.call("set_gate", gate=gate, id=shorten(new_id()), **{**unchanged, **given})
         return answer.decode(), int(woken)
 
     def get(self, gate: str, shown: int = 100) -> Gate:
@@ -94,29 +179,34 @@ class Limits:
 
     def get_many(self, gates: Sequence[str], shown: int = 0) -> list[Gate]:
         """Gates in the order asked for. One round trip."""
+        if not gates:
+            return []
         pipeline = self._client.pipeline(transaction=False)
         for gate in gates:
             pipeline.hget(self._keys.limits, gate)
+            pipeline.hget(self._keys.rates, gate)
             for key in (self._keys.slots(gate), self._keys.parked(gate)):
                 pipeline.zcard(key)
                 pipeline.zrange(key, 0, shown - 1) if shown else pipeline.echo("")
         answers = iter(pipeline.execute())
+        now_ms = self._scripts.now_ms()
         found = []
         for gate in gates:
-            setting, used, members, waiting, waiters = (next(answers) for _ in range(5))
+            setting, rate, used, members, waiting, waiters = (next(answers) for _ in range(6))
             values: dict[str, Any] = json.loads(setting) if setting else {}
-            found.append(
-                Gate(
-                    name=gate,
-                    limit=int(values["limit"]) if "limit" in values else None,
-                    paused=bool(values.get("paused")),
-                    used=used,
-                    holders=[lengthen(member.split(b":")[0]) for member in members],
-                    waiters=[lengthen(member) for member in waiters],
-                    waiting=waiting,
-                    active=not values.get("disabled"),
-                )
+            read = Gate(
+                name=gate,
+                title=values.get("name") or gate.partition(":")[2],
+                limit=int(values["limit"]) if "limit" in values else None,
+                paused=bool(values.get("paused")),
+                used=used,
+                holders=[lengthen(member.split(b":")[0]) for member in members],
+                waiters=[_waiter(member.decode()) for member in waiters],
+                waiting=waiting,
+                active=not values.get("disabled"),
+                decay=float(values.get("decay", 0)),
             )
+            found.append(_with_rate(read, float(rate or 0), now_ms) if read.decay else read)
         return found
 
     def tags(self) -> list[str]:
@@ -125,22 +215,51 @@ class Limits:
         return sorted(gate.removeprefix("tag:") for gate in limited if gate.startswith("tag:"))
 
     def slots(self, gate: str, shown: int = 100) -> list[Slot]:
-        """Who holds a gate's slots, the oldest first. Two round trips."""
+        """Who holds a gate's slots, the oldest first; a call that holds several of them is there once. Two round trips."""
         members = self._client.zrange(self._keys.slots(gate), 0, shown - 1, withscores=True)
+        holders: dict[tuple[bytes, int], float] = {}
+        for member, since in members:
+            run, _, number, _ = member.split(b":")
+            holders.setdefault((run, int(number)), since)
         pipeline = self._client.pipeline(transaction=False)
-        for member, _ in members:
+        for run, _ in holders:
             for key in (self._keys.leases, self._keys.reservations):
-                pipeline.zscore(key, member.split(b":")[0])
+                pipeline.zscore(key, run)
+            pipeline.hget(self._keys.run(run.decode()), "calls")
         answers = iter(pipeline.execute())
         found = []
-        for member, since in members:
-            lease, reserved = next(answers), next(answers)
+        for (run, number), since in holders.items():
+            lease, reserved, calls = next(answers), next(answers), next(answers)
             until = reserved if reserved is not None else lease
             expires = clock.from_ms(int(until)) if until is not None else None
-            run = lengthen(member.split(b":")[0])
-            found.append(Slot(run, clock.from_ms(int(since)), expires, reserved is not None))
+            slot = Slot(lengthen(run), clock.from_ms(int(since)), expires, reserved is not None)
+            by_number = {call.number: call for call in read_calls(calls or b"")} if number else {}
+            found.append(_of_call(slot, number, by_number) if number else slot)
         return found
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """Every gate with a limit or a pause: its name -> limit, disabled, paused, strategy, as far as set."""
         return {gate.decode(): json.loads(text) for gate, text in self._client.hgetall(self._keys.limits).items()}
+
+
+def _ms(rest: Sequence[Any]) -> int | None:
+    return int(rest[0]) if rest and rest[0] != b"" else None
+
+
+def _waiter(member: str) -> Waiter:
+    """A member of a gate's waiters: a run, or a call of its code."""
+    run, _, call = member.partition(":")
+    return Waiter(lengthen(run), int(call.partition(":")[2]) if call else 0)
+
+
+def _with_rate(gate: Gate, back_at_ms: float, now_ms: int) -> Gate:
+    """A rate limit's slots are not held by anybody: how many have not come back yet, and when the next one does."""
+    left = max(0.0, (back_at_ms - now_ms) * gate.decay / 1000)
+    used = int(-(-(left - 1e-6) // 1)) if left else 0
+    next_ms = back_at_ms - (used - 1) * 1000 / gate.decay
+    return replace(gate, used=max(0, used), next_free=clock.from_ms(round(next_ms)) if used > 0 else None)
+
+
+def _of_call(slot: Slot, number: int, calls: Mapping[int, Call]) -> Slot:
+    call = calls.get(number)
+    return replace(slot, call=number, kind=call.kind if call else "code", occupy=call.slots if call else 1)

@@ -44,13 +44,15 @@ class Rival(NamedTuple):
 class Control(NamedTuple):
     """One message to a worker; ``id`` is the place to read on from.
 
-    ``what`` is cancel, of ``run``; or drain, of the worker that started at ``started_ms``.
+    ``what`` is cancel, of ``run``; granted, the slots that the call of that number in ``run`` has waited for; or drain, of the
+    worker that started at ``started_ms``.
     """
 
     id: str
     what: str
     run: str = ""
     started_ms: int = 0
+    call: int = 0
 
 
 class Pools:
@@ -430,6 +432,7 @@ class Pools:
                 fields[b"c"].decode(),
                 lengthen(fields[b"r"]) if fields.get(b"r") else "",
                 int(fields.get(b"s", 0)),
+                int(fields.get(b"n", 0)),
             )
             for _, entries in reply or []
             for entry, fields in entries

@@ -11,7 +11,7 @@ import msgpack
 from orchestrator import clock, keys
 from orchestrator.exceptions import PayloadTooLarge
 from orchestrator.keys import lengthen
-from orchestrator.models import HistoryEntry, LogLine, Run, TaskRun
+from orchestrator.models import Call, HistoryEntry, LogLine, Run, TaskRun
 from orchestrator.states import STATE_TYPES, State, StateType
 
 INLINE_LIMIT = 256 * 1024
@@ -136,7 +136,19 @@ def read_run(run: str, fields: dict[bytes, bytes], deployments: Mapping[bytes, b
         expires=moment_of(fields.get(b"expires")),
         history=_read_history(fields.get(b"history", b"")),
         has_result=b"result" in fields,
+        calls=read_calls(fields.get(b"calls", b"")),
     )
+
+
+def read_calls(packed: bytes) -> tuple[Call, ...]:
+    """The field ``calls`` of a run's hash, as lua/lib/calls.lua packs it."""
+    if not packed:
+        return ()
+    found = []
+    for number, kind, slots, waits, since, gates in msgpack.unpackb(packed):
+        # Lua packs an empty list as an empty map, and numbers of milliseconds as floats.
+        found.append(Call(int(number), kind, int(slots), waits or None, clock.from_ms(int(since)), tuple(gates)))
+    return tuple(found)
 
 
 def moment_of(value: bytes | None) -> datetime | None:

@@ -9,7 +9,7 @@ import pytest
 from floor import Floor, named
 from orchestrator.exceptions import InvalidName
 from orchestrator.keys import new_id, shorten
-from orchestrator.models import NewRun, Slot
+from orchestrator.models import NewRun, Slot, Waiter
 from orchestrator.store.answers import Released
 from orchestrator.store.limits import tag_gate
 
@@ -25,7 +25,7 @@ def test_a_run_behind_two_gates_gives_way_to_one_that_fits(floor: Floor) -> None
     r1, _ = floor.running(tags=("a",)), floor.running(tags=("b",))
     r3, r4 = floor.submit(tags=("a", "b")), floor.submit(tags=("a",))
     assert floor.claim() == []
-    assert floor.store.limits.get("tag:a").waiters == [r3, r4]
+    assert floor.store.limits.get("tag:a").waiters == [Waiter(r3), Waiter(r4)]
     floor.finish(r1)
     assert floor.get(r3).gate == "tag:b"
     assert [claimed.id for claimed in floor.claim()] == [r4]
@@ -40,7 +40,7 @@ def test_a_waiter_that_moves_to_another_gate_keeps_its_place_in_line(floor: Floo
     behind = floor.submit(tags=("b",))
     floor.claim()
     floor.finish(r1)
-    assert floor.store.limits.get("tag:b").waiters == [moved, behind]
+    assert floor.store.limits.get("tag:b").waiters == [Waiter(moved), Waiter(behind)]
     floor.finish(r2)
     assert [claimed.id for claimed in floor.claim()] == [moved]
 
@@ -384,7 +384,12 @@ def test_a_gate_shows_its_holders_and_waiters(floor: Floor) -> None:
     runs = [floor.submit(deployment=deployment) for _ in range(3)]
     floor.claim()
     shown = floor.store.limits.get(gate)
-    assert (shown.limit, shown.used, shown.holders, sorted(shown.waiters)) == (1, 1, runs[:1], sorted(runs[1:]))
+    assert (shown.limit, shown.used, shown.holders, sorted(waiter.run for waiter in shown.waiters)) == (
+        1,
+        1,
+        runs[:1],
+        sorted(runs[1:]),
+    )
 
 
 def test_a_run_that_is_parked_just_before_its_slot_is_given_back_in_the_same_claim_goes_on(floor: Floor) -> None:

@@ -1,7 +1,7 @@
 -- Cancel a run: at once where it waits, by asking its worker where it runs.
 --
 -- FLAGS allow-oom
--- USES core gates runs places wake
+-- USES core gates runs places calls wake
 -- ARGV run     str  the run
 --      message str  why
 -- RETURN {'ok', state} | {'refused', state} | {'missing', ''}
@@ -9,14 +9,6 @@
 local found = load_run(run)
 if not found then return {'missing', ''} end
 if found.place == 'ended' then return {'refused', found.state} end
-if found.state == 'Cancelling' then return {'ok', 'Cancelling'} end
-if found.place == 'leased' then
-  enter(found, 'Cancelling', message)
-  tell_worker(found)
-else
-  leave_and_free(found)
-  enter(found, 'Cancelled', message)
-  to_ended(found)
-end
+cancel_run(found, message)
 wake_freed()
 return {'ok', found.state}

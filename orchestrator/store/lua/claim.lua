@@ -3,7 +3,7 @@
 -- First what the worker was already handed by its blocked read, then what stands in the streams, in the order given, until
 -- its free slots are full. Deliveries beyond the free slots go to `resumed`. Looks at 100 messages at the most.
 --
--- USES core gates runs places wake
+-- USES core gates runs places calls wake collide
 -- ARGV worker    str     who claims
 --      free      int     how many runs it can take
 --      lease_ms  int     length of the lease
@@ -69,6 +69,10 @@ local function take(stream, message, id)
     return to_ended(run)
   end
   local gate = refusal(run)
+  if gate and gate.strategy == 'CANCEL_RUNNING' then
+    make_way(run)
+    gate = refusal(run)
+  end
   if not gate then
     leave(run)
     return lease(run)

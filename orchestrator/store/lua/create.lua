@@ -1,6 +1,6 @@
 -- Create runs, each if it does not exist yet by id or by idempotency key.
 --
--- USES core gates runs places
+-- USES core gates runs places calls collide
 -- ARGV items packed  a list of {id, due_ms or nil, idempotency ('' or scope:digest), expires_ms or nil, tags, fields}; fields is a flat list
 -- RETURN a list of {answer, id, name}: created | existing | conflict (the key stands for other work)
 
@@ -44,6 +44,7 @@ for _, item in ipairs(items) do
       enter(run, 'Cancelled', 'No free slot of ' .. title(gate) .. ', whose strategy is CANCEL_NEW.')
       to_ended(run)
     elseif run.due <= now then
+      make_way(run)
       to_queue(run)
     else
       to_due(run, run.due)

@@ -1,7 +1,7 @@
 -- Remove runs for good, with their logs and task runs. One that a worker holds is refused: cancel it first.
 --
 -- FLAGS allow-oom
--- USES core gates runs places wake
+-- USES core gates runs places calls wake
 -- ARGV runs packed  a list of ids
 -- RETURN per run: ok | refused | missing
 

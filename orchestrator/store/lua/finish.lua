@@ -1,7 +1,7 @@
 -- End attempts: in an end state, or in a retry that is due later. Only under the fence.
 --
 -- FLAGS allow-oom
--- USES core gates runs places wake
+-- USES core gates runs places calls wake
 -- ARGV items packed  a list of {run id, attempt, state, label, message, result, retry in ms, ms since it ended}
 -- RETURN per item: {'ok', state} | {'again', the recorded outcome} | {'superseded', attempt}
 --        again       the attempt has ended so already; the first answer was lost

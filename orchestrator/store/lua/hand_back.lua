@@ -1,7 +1,7 @@
 -- A worker that has stopped a run gives it back; no crash is charged. A run that may start once ends here if it has started.
 --
 -- FLAGS allow-oom
--- USES core gates runs places wake
+-- USES core gates runs places calls wake
 -- ARGV run     str  the run
 --      attempt int  the caller's attempt
 -- RETURN ok | superseded

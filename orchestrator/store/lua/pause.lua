@@ -1,7 +1,7 @@
 -- A running run waits for a person. Its attempt ends, its slots are free. Refused without a pool that could go on with it.
 --
 -- FLAGS allow-oom
--- USES core gates runs places wake
+-- USES core gates runs places calls wake
 -- ARGV run        str  the run
 --      attempt    int  the caller's attempt
 --      state      str  Paused or Suspended

@@ -1,6 +1,6 @@
 -- Mend what a lost write or a restored backup broke, for some runs. The run's hash is the truth.
 --
--- USES core gates runs places wake
+-- USES core gates runs places calls wake
 -- ARGV runs packed  run ids
 -- RETURN a list of {what was mended, run}
 
@@ -45,14 +45,40 @@ local function mend_indexes(run)
   for state in pairs(TRANSITIONS) do mend_member(run, 'index:state:' .. state, run.state == state, run.at) end
 end
 
+-- The calls of code that runs hold their slots, or stand among the waiters.
+local function mend_calls(run)
+  for _, call in ipairs(calls_of(run)) do
+    local gate = call[CALL.waits]
+    if gate ~= '' then
+      if not redis.call('ZSCORE', prefix .. 'parked:' .. gate, waiter_name(run, call)) then
+        write('ZADD', prefix .. 'parked:' .. gate, run.prio * 1e13 + call[CALL.since], waiter_name(run, call))
+        write('ZADD', prefix .. 'wake_due', now, gate)
+        mend(run, 'its code had lost its place at ' .. gate)
+      end
+    else
+      for _, name in ipairs(call[CALL.gates]) do
+        local slots, lost = prefix .. 'slots:' .. name, false
+        for _, member in ipairs(slot_names(run, call)) do
+          if not redis.call('ZSCORE', slots, member) then
+            write('ZADD', slots, now, member)
+            lost = true
+          end
+        end
+        if lost then mend(run, 'its code had lost its slots of ' .. name) end
+      end
+    end
+  end
+end
+
 local function mend_slots(run)
   local reserved = present(run.reserved)
   mend_member(run, 'reservations', reserved, run.reserved)
-  if not present(run.gates) then return end
+  if not present(run.gates) and not present(run.calls) then return end
   if run.place ~= 'leased' and not reserved then
     free_slots(run)
     return mend(run, 'held slots without a lease')
   end
+  mend_calls(run)
   local member = slot(run, reserved and run.attempt + 1 or run.attempt)
   for _, name in ipairs(split(run.gates)) do
     if not redis.call('ZSCORE', prefix .. 'slots:' .. name, member) then

@@ -1,20 +1,12 @@
 -- Remove what stands for nothing: slots that nobody holds, waiters that do not wait, entries that are nobody's message, plans of
 -- schedules that are gone, and what belonged to runs that are gone.
 --
--- USES core gates runs places
+-- USES core gates runs places calls
 -- ARGV members packed  a list of {key below the prefix, member}: of a sorted set a member, of a stream an entry's id, of a key that
 --                      lives as long as a run, ''
 -- RETURN a list of {what was mended, key}
 
 local mended = {}
-
-local function holds(gate, member)
-  local id, attempt = string.match(member, '^([^:]+):(%d+):')
-  local run = id and load_run(id)
-  if not run or not held_gates(run)[gate] then return false end
-  if present(run.reserved) then return run.attempt + 1 == tonumber(attempt) end
-  return run.place == 'leased' and run.attempt == tonumber(attempt)
-end
 
 -- Whether a member has to stand there, what it is if not, and whether it still does.
 local function belongs(key, member)
@@ -24,10 +16,8 @@ local function belongs(key, member)
     local deployment, slug = string.match(member, '^([^:]*):(.*)$')
     return deployment and redis.call('HEXISTS', prefix .. 'schedules:' .. deployment, slug) == 1, 'a plan of no schedule'
   end
+  if kind == 'parked' then return waits_at(name, member), 'a waiter that did not wait' end
   local run = load_run(member)
-  if kind == 'parked' then
-    return run and run.place == 'parked' and run.gate == name, 'a waiter that did not wait'
-  end
   if run and kind == 'index' then
     local wanted = run.state == string.match(key, '^index:state:(.*)$')
     for _, index in ipairs(index_keys(run)) do wanted = wanted or index == prefix .. key end

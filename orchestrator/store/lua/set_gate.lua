@@ -1,19 +1,29 @@
--- Limit, free, disable, enable, pause or resume a gate, and wake who may now go on.
+-- Limit, free, disable, enable, rename, pause or resume a gate, and wake who may now go on.
 --
 -- Runs that are executing behind a gate without a limit hold no slot there; when it gets one, they are counted first.
 --
--- USES core gates runs places wake
--- ARGV gate     str  the gate
+-- USES core gates runs places calls wake
+-- ARGV gate     str  the gate; 'global:' and a name for a global limit
+--      id       str  for a global limit: its id, if there is none of that name yet
+--      name     str  for a global limit: what it is called from now on; '' = as it is
 --      limit    str  how many at once; '' = as it is, 'none' = no limit
+--      decay    str  slots that come back by time, a second; '0' = none do; '' = as it is
 --      disabled str  '1' = remember the limit and hold nobody back, '0' = hold to it again, '' = as it is
 --      paused   str  '1', '0', or '' = as it is
---      strategy str  ENQUEUE or CANCEL_NEW; '' = as it is
+--      strategy str  ENQUEUE, CANCEL_NEW or CANCEL_RUNNING; '' = as it is
 --      expect   str  'new' = only if it has no limit, 'old' = only if it has one, '' = in any case
--- RETURN {'ok', how many runs went on} | {'exists', 0} | {'missing', 0}
+-- RETURN {'ok', how many runs and calls went on} | {'exists', 0} | {'missing', 0} | {'taken', 0} (the new name is another's)
 
+local called = string.match(gate, '^global:(.*)$')
+if called then gate = 'global:' .. (redis.call('HGET', prefix .. 'global_limits', called) or id) end
 local set_now = find_gate(gate)
 if expect == 'new' and set_now.stored then return {'exists', 0} end
 if expect == 'old' and not set_now.stored then return {'missing', 0} end
+if called and name ~= '' and name ~= called then
+  if redis.call('HEXISTS', prefix .. 'global_limits', name) == 1 then return {'taken', 0} end
+  write('HDEL', prefix .. 'global_limits', called)
+  called = name
+end
 local limited = set_now.limit
 
 -- All of them, however many: one that is not counted now would be an excess for as long as it runs.
@@ -29,21 +39,39 @@ local function count_executing()
   end
 end
 
+-- What has not come back yet comes back at the new pace.
+local function set_decay(new)
+  local used = set_now.decay and used_of_rate(set_now) or 0
+  set_now.decay = new > 0 and new or nil
+  if set_now.decay then
+    set_now.back_at = now + used * 1000 / new
+    set_now.used = used
+    write('HSET', prefix .. 'rates', gate, string.format('%.3f', set_now.back_at))
+  else
+    write('HDEL', prefix .. 'rates', gate)
+    set_now.used = redis.call('ZCARD', set_now.slots)
+  end
+end
+
 if limit ~= '' then set_now.stored = tonumber(limit) end
+if decay ~= '' and tonumber(decay) ~= (set_now.decay or 0) then set_decay(tonumber(decay)) end
 if disabled ~= '' then set_now.disabled = disabled == '1' or nil end
 set_now.limit = not set_now.disabled and set_now.stored or nil
 if paused ~= '' then set_now.paused = paused == '1' or nil end
 if strategy ~= '' then set_now.strategy = strategy end
-if set_now.limit and not limited then count_executing() end
-if set_now.limit and (limit ~= '' or not limited) then set_now.held = set_now.used end
+if set_now.limit and not limited and not set_now.decay then count_executing() end
+if set_now.limit and (limit ~= '' or not limited) then set_now.held = not set_now.decay and set_now.used or nil end
 if set_now.stored or set_now.paused then
   local text = cjson.encode({
     limit = set_now.stored, held = set_now.limit and set_now.held, disabled = set_now.stored and set_now.disabled,
-    paused = set_now.paused, strategy = set_now.strategy,
+    paused = set_now.paused, strategy = set_now.strategy, decay = set_now.decay, name = called or nil,
   })
   write('HSET', prefix .. 'limits', gate, text)
+  if called then write('HSET', prefix .. 'global_limits', called, string.sub(gate, 8)) end
 else
   write('HDEL', prefix .. 'limits', gate)
+  if set_now.decay then write('HDEL', prefix .. 'rates', gate) end
+  if called then write('HDEL', prefix .. 'global_limits', called) end
 end
 emit('gate.changed', 'g', gate)
 return {'ok', wake(gate)}

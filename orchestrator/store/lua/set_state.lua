@@ -4,7 +4,7 @@
 -- Cancelling are entered by their own operations only; an ended run is reopened by `retry` only; Running needs the fence.
 --
 -- FLAGS allow-oom
--- USES core gates runs places wake
+-- USES core gates runs places calls wake
 -- ARGV run     str  the run
 --      attempt int  the caller's attempt, 0 = an operator
 --      state   str  the state to enter
@@ -39,7 +39,7 @@ end
 if not ENDS[state] and not present(found.pool) then return {'refused', before} end
 if found.place == 'leased' then
   record_outcome(found, state)
-  if attempt == 0 then tell_worker(found) end
+  if attempt == 0 then tell_worker(found, 'cancel', 0) end
 end
 leave_and_free(found)
 if state == 'Scheduled' or state == 'AwaitingRetry' then set(found, 'ready', math.max(tonumber(due) or now, now)) end

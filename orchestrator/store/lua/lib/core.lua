@@ -6,6 +6,7 @@
 
 local writes = {}
 local set  -- set(run, field, value): runs.lua
+local free_calls  -- free_calls(run): calls.lua
 
 local function write(...)
   writes[#writes + 1] = {...}

@@ -1,16 +1,20 @@
--- Gates: what a run may have to wait for. A pool, a work queue, a deployment, a tag: each may carry a limit and may be paused.
+-- Gates: what a run, or its code, may have to wait for. A pool, a work queue, a deployment, a tag, a global limit: each may carry a
+-- limit and, the first three, be paused.
 --
--- hash limits       gate -> JSON {limit, held, disabled, paused, strategy}; only gates with a limit or a pause stand here. held: how
---                   many slots were taken when the limit was set; so many may be used until they are given back. disabled: the
---                   limit is remembered and holds nobody back
+-- hash limits       gate -> JSON {limit, held, disabled, paused, strategy, decay, name}; only gates with a limit or a pause stand here.
+--                   held: how many slots were taken when the limit was set; so many may be used until they are given back.
+--                   disabled: the limit is remembered and holds nobody back. decay: a rate limit, whose slots come back by
+--                   time alone, so many a second. name: of a global limit, whose gate is called by an id that survives renaming
+-- hash rates        gate with decay -> when all its slots will have come back, in ms
 -- zset slots:GATE   members <run>:<attempt>:<call>:<i>, one per slot taken; call 0 is the run's own claim
--- zset parked:GATE  runs that wait, by priority, then due time
+-- zset parked:GATE  runs that wait, and calls that wait (<run>:<attempt>:<call>), by priority, then the time that they are due
 --
 -- A gate is read once per script; slots taken and freed by the script itself are counted in memory.
 
 local RESERVED_MS = 5000
 local gates = {}
 local freed = {}
+local parked_here = {}  -- gate -> the runs and calls that this very script has parked there: they are not among those it can read
 
 local function gate_names(run)
   local names = {'pool:' .. run.pool, 'queue:' .. run.pool .. ':' .. run.queue}
@@ -30,9 +34,15 @@ end
 local function title(gate)
   local kind, name = string.match(gate.name, '^(%w+):(.*)$')
   if kind == 'deployment' then return 'its deployment' end
+  if kind == 'global' then return gate.called and "global limit '" .. gate.called .. "'" or 'a global limit' end
   local pool, queue = string.match(name, '^([^:]*):(.*)$')
   if kind == 'queue' then return "work queue '" .. queue .. "' of '" .. pool .. "'" end
   return (kind == 'pool' and 'work pool' or kind) .. " '" .. name .. "'"
+end
+
+-- How many slots of a rate limit have not come back yet.
+local function used_of_rate(gate)
+  return math.max(0, math.ceil((gate.back_at - now) * gate.decay / 1000 - 1e-6))
 end
 
 local function read_gate(name, text)
@@ -45,14 +55,26 @@ local function read_gate(name, text)
     gate.held = set.held
     gate.paused = set.paused
     gate.strategy = set.strategy
+    gate.decay = set.decay
+    gate.called = set.name
   end
-  if gate.limit then gate.used = redis.call('ZCARD', gate.slots) end
+  if gate.decay then
+    gate.back_at = tonumber(redis.call('HGET', prefix .. 'rates', name) or 0)
+    gate.used = used_of_rate(gate)
+  elseif gate.limit then
+    gate.used = redis.call('ZCARD', gate.slots)
+  end
   gates[name] = gate
   return gate
 end
 
 local function find_gate(name)
   return gates[name] or read_gate(name, redis.call('HGET', prefix .. 'limits', name))
+end
+
+-- Whether so many more may go through now.
+local function fits(gate, slots)
+  return not gate.paused and (not gate.limit or gate.used + slots <= gate.limit)
 end
 
 -- All gates of a run that hold anybody back, in the order in which they are asked.
@@ -98,14 +120,17 @@ local function take_slots(run, attempt)
     if gate.limit and not held[gate.name] then
       write('ZADD', gate.slots, now, slot(run, attempt))
       gate.used = gate.used + 1
+      gate.takers = gate.takers or {}
+      gate.takers[#gate.takers + 1] = run
       names[#names + 1] = gate.name
     end
   end
   set(run, 'gates', table.concat(names, '\n'))
 end
 
--- Give back every slot that the run holds or has reserved.
+-- Give back every slot that the run and its code hold, have reserved or wait for.
 local function free_slots(run)
+  if present(run.calls) then free_calls(run) end
   if not present(run.gates) then return end
   local attempt = present(run.reserved) and run.attempt + 1 or run.attempt
   for _, name in ipairs(split(run.gates)) do

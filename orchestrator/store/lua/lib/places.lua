@@ -89,11 +89,25 @@ local function to_ended(run, ended)
   let_expire(run)
 end
 
--- Tell the worker that holds the run to stop it now, and not only when it next renews the lease.
-local function tell_worker(run)
+-- Tell the worker that holds the run something now, and not only when it next renews the lease: cancel it (0), or that its call of
+-- that number was granted.
+local function tell_worker(run, what, call)
   local control = prefix .. 'control:' .. run.worker
-  write('XADD', control, 'MAXLEN', '~', 1000, '*', 'c', 'cancel', 'r', run.id)
+  write('XADD', control, 'MAXLEN', '~', 1000, '*', 'c', what, 'r', run.id, 'n', call)
   write('PEXPIRE', control, 3600000)
+end
+
+-- Cancel a run that has not ended: at once where it waits, by asking its worker where it runs.
+local function cancel_run(run, message)
+  if run.state == 'Cancelling' then return end
+  if run.place == 'leased' then
+    enter(run, 'Cancelling', message)
+    tell_worker(run, 'cancel', 0)
+  else
+    leave_and_free(run)
+    enter(run, 'Cancelled', message)
+    to_ended(run)
+  end
 end
 
 -- Scheduled, and on its way to a worker: requeued runs stand before all others.

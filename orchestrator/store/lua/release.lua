@@ -1,0 +1,21 @@
+-- Give back the slots of calls, or let them wait no longer. A call that is not there any more is none.
+--
+-- FLAGS allow-oom
+-- USES core gates runs places calls wake
+-- ARGV calls packed  a list of {run id, attempt, number}
+-- RETURN how many there were
+
+local count = 0
+for _, item in ipairs(calls) do
+  local run = load_run(item[1])
+  local call, place
+  if run and run.place == 'leased' and run.attempt == item[2] then call, place = call_of(run, item[3]) end
+  if call then
+    free_call(run, call)
+    table.remove(calls_of(run), place)
+    save_calls(run)
+    count = count + 1
+  end
+end
+wake_freed()
+return count
