@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
@@ -33,6 +33,15 @@ from orchestrator.models import Schedule
 ANCHOR = datetime(2020, 1, 1, tzinfo=UTC).replace(tzinfo=None)
 """Where intervals without an anchor, and rrules without DTSTART, count from: midnight in their zone. A fixed day, so that
 deploying again does not shift the schedule."""
+
+CATCH_UP = timedelta(minutes=5)
+"""Fires that were missed in an outage no longer than this all become runs; after a longer one ``misfire`` decides."""
+
+MISFIRES = ("latest", "all", "skip")
+"""What a schedule may do about the fires that it missed in a long outage. See ``Schedule``."""
+
+MOST_MADE_UP = 1000
+"""No schedule makes up for more missed fires than this."""
 
 _DAY = timedelta(days=1)
 _TICK = timedelta(microseconds=1)
@@ -85,6 +94,11 @@ def fires(schedule: Schedule, after: datetime, *, count: int | None = None, unti
     return found
 
 
+def walk(schedule: Schedule, after: datetime, until: datetime) -> Iterator[datetime]:
+    """The fires strictly after ``after`` and not later than ``until``, oldest first, one at a time."""
+    return takewhile(lambda instant: instant <= until, _instants(schedule, after))
+
+
 def check(schedule: Schedule) -> Schedule:
     """Return the schedule if it can ever fire, else raise InvalidDefinition: what is wrong and what would be right.
 
@@ -105,6 +119,15 @@ def check(schedule: Schedule) -> Schedule:
     if schedule.max_scheduled_runs < 1:
         raise InvalidDefinition(
             f"{_called(schedule)}: max_scheduled_runs is {schedule.max_scheduled_runs}.", hint="It is 1 or more."
+        )
+    if schedule.misfire not in MISFIRES:
+        raise InvalidDefinition(
+            f"{_called(schedule)}: there is no misfire policy {ascii(schedule.misfire)[:40]}.",
+            hint=f"It is one of {', '.join(MISFIRES)}.",
+        )
+    if not 1 <= schedule.misfire_limit <= MOST_MADE_UP:
+        raise InvalidDefinition(
+            f"{_called(schedule)}: misfire_limit is {schedule.misfire_limit}.", hint=f"It is a number from 1 to {MOST_MADE_UP}."
         )
     if next_after(schedule, _LONG_AGO) is None:
         raise InvalidDefinition(
@@ -141,6 +164,8 @@ def Cron(  # noqa: N802 - reads like the schedule it makes
     parameters: Mapping[str, Any] | None = None,
     slug: str | None = None,
     max_scheduled_runs: int = 3,
+    misfire: str = "latest",
+    misfire_limit: int = 100,
 ) -> Schedule:
     """Run when a cron expression says so: minute, hour, day of month, month, day of week.
 
@@ -151,6 +176,7 @@ def Cron(  # noqa: N802 - reads like the schedule it makes
         Schedule(
             slug or "", cron=cron, timezone=timezone or "UTC", day_or=day_or, active=active,
             parameters=dict(parameters or {}), max_scheduled_runs=max_scheduled_runs,
+            misfire=misfire, misfire_limit=misfire_limit,
         )
     )  # fmt: skip
 
@@ -164,6 +190,8 @@ def Interval(  # noqa: N802
     parameters: Mapping[str, Any] | None = None,
     slug: str | None = None,
     max_scheduled_runs: int = 3,
+    misfire: str = "latest",
+    misfire_limit: int = 100,
 ) -> Schedule:
     """Run every ``interval`` (a timedelta, or seconds), counted from ``anchor_date`` in both directions.
 
@@ -177,6 +205,7 @@ def Interval(  # noqa: N802
         Schedule(
             slug or "", interval=length, anchor=anchor_date, timezone=timezone or "UTC", active=active,
             parameters=dict(parameters or {}), max_scheduled_runs=max_scheduled_runs,
+            misfire=misfire, misfire_limit=misfire_limit,
         )
     )  # fmt: skip
 
@@ -189,12 +218,15 @@ def RRule(  # noqa: N802
     parameters: Mapping[str, Any] | None = None,
     slug: str | None = None,
     max_scheduled_runs: int = 3,
+    misfire: str = "latest",
+    misfire_limit: int = 100,
 ) -> Schedule:
     """Run when an iCalendar recurrence rule (RFC 5545) says so; its times are wall times of ``timezone``."""
     return check(
         Schedule(
             slug or "", rrule=rrule, timezone=timezone or "UTC", active=active,
             parameters=dict(parameters or {}), max_scheduled_runs=max_scheduled_runs,
+            misfire=misfire, misfire_limit=misfire_limit,
         )
     )  # fmt: skip
 

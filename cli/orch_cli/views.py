@@ -48,7 +48,20 @@ def _schedule_lines(deployment: Deployment) -> Lines:
         otherwise = "no next run" if schedule.active and not deployment.paused else "paused"
         return f"next {absolute(moment)} ({relative(moment)})" if moment else otherwise
 
-    return Lines(tuple((schedule.slug, schedule_text(schedule), when(schedule)) for schedule in deployment.schedules))
+    return Lines(
+        tuple(
+            (schedule.slug, schedule_text(schedule), when(schedule), *_unusual(schedule)) for schedule in deployment.schedules
+        )
+    )
+
+
+def _unusual(schedule: Schedule) -> tuple[str, ...]:
+    return (f"misfire: {_misfire(schedule)}",) if schedule.misfire != "latest" else ()
+
+
+def _misfire(schedule: Schedule) -> str:
+    """What the schedule does about fires that were missed in a long outage."""
+    return f"all, up to {schedule.misfire_limit}" if schedule.misfire == "all" else schedule.misfire
 
 
 def _next_fire(deployment: Deployment, schedule: Schedule) -> datetime | None:
@@ -167,6 +180,7 @@ SCHEDULE: View[tuple[Deployment, Schedule]] = View(
         Column("Status", lambda pair: _paused(not pair[1].active or pair[0].paused)),
         Column("Next", lambda pair: _next_fire(*pair)),
         Column("Deployment", lambda pair: pair[0].slug, fold=True),
+        Column("Misfire", lambda pair: _misfire(pair[1]), wide=True),
         Column("Parameters", lambda pair: pair[1].parameters, wide=True),
     ),
     json=lambda pair: {"deployment": pair[0].slug, **as_json(pair[1])},

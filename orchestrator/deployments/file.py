@@ -17,7 +17,7 @@ from orchestrator.deployments.located import Place, Value
 from orchestrator.exceptions import InvalidDefinition, OrchError
 from orchestrator.keys import check_name
 from orchestrator.models import Schedule
-from orchestrator.schedules import check
+from orchestrator.schedules import MOST_MADE_UP, check
 
 FILE_NAMES = ("orch.yaml", "orch.yml", "prefect.yaml", "prefect.yml")
 """What a project's file may be called; the first that exists is read."""
@@ -32,6 +32,7 @@ _DEPLOYMENT_KEYS = (
 )
 _SCHEDULE_KEYS = (
     *("cron", "timezone", "day_or", "interval", "anchor_date", "rrule", "slug", "active", "parameters", "max_scheduled_runs"),
+    *("misfire", "misfire_limit"),
     *("replaces", "catchup", "max_active_runs"),
 )
 _POOL_KEYS = ("name", "work_queue_name", "job_variables")
@@ -211,12 +212,16 @@ def _schedule(value: Value) -> Schedule:
                 active=_flag(value, "active", True),
                 parameters=_plain_mapping(value, "parameters"),
                 max_scheduled_runs=_number(value, "max_scheduled_runs", minimum=1, maximum=1000) or 3,
+                misfire=(_text(value, "misfire") or "latest").lower(),
+                misfire_limit=_number(value, "misfire_limit", minimum=1, maximum=MOST_MADE_UP) or 100,
             )
         )
     except InvalidDefinition as error:
         if str(error).startswith(f"{value.place.file}:"):
             raise
-        blamed = (key for key in ("timezone", "cron", "interval", "rrule") if key in str(error) and key in value.value)
+        blamed = (
+            key for key in ("timezone", "misfire", "cron", "interval", "rrule") if key in str(error) and key in value.value
+        )
         kind = next(blamed, None)
         raise InvalidDefinition(f"{value.value[kind].place if kind else value.place}: {error}", hint=error.hint) from error
 

@@ -34,6 +34,7 @@ _TEXTS = (
     "deployed_from",
 )
 _PACKED = ("tags", "parameters", "parameter_schema", "job_variables", "pull")
+_MISFIRE = [Schedule("").misfire, Schedule("").misfire_limit]
 _NOT_STARTED = ("Scheduled", "Late", "AwaitingRetry", "AwaitingConcurrencySlot")
 
 
@@ -204,6 +205,12 @@ class Deployments:
         key = self._keys.planned(shorten(deployment.id), schedule.slug)
         return int(self._client.zcount(key, f"({clock.to_ms(now)}", "+inf"))
 
+    def overdue(self, deployment: Deployment, schedule: Schedule, now: datetime) -> list[tuple[str, datetime]]:
+        """The planned runs of a schedule whose time has come and that nobody has queued yet: (id, when), oldest first."""
+        key = self._keys.planned(shorten(deployment.id), schedule.slug)
+        found = self._client.zrange(key, "-inf", clock.to_ms(now), byscore=True, withscores=True, offset=0, num=1000)
+        return [(lengthen(member), clock.from_ms(int(due))) for member, due in found]
+
     def flows(self) -> list[str]:
         """Names of all flows that have been deployed or run, sorted."""
         ran = {name.decode() for name in self._client.zrange(self._keys.flows, 0, -1)}
@@ -232,19 +239,23 @@ def _run_template(deployment: Deployment) -> tuple[Any, ...]:
 
 
 def _pack_schedule(schedule: Schedule) -> bytes:
+    # Only where they say something: a release that does not know them reads the others all the same.
+    misfire = [schedule.misfire, schedule.misfire_limit]
     packed: bytes = msgpack.packb(
         [
             *(schedule.cron, schedule.timezone, schedule.day_or),
             schedule.interval.total_seconds() if schedule.interval else None,
             clock.to_ms(schedule.anchor) if schedule.anchor else None,
             *(schedule.rrule, schedule.active, schedule.parameters, schedule.max_scheduled_runs),
+            *(misfire if misfire != _MISFIRE else []),
         ]
     )
     return packed
 
 
 def _read_schedule(slug: str, stored: dict[bytes, bytes]) -> Schedule:
-    cron, timezone, day_or, interval, anchor, rrule, active, parameters, kept = unpack(stored[slug.encode()])
+    cron, timezone, day_or, interval, anchor, rrule, active, parameters, kept, *rest = unpack(stored[slug.encode()])
+    misfire, misfire_limit = [*rest, *_MISFIRE[len(rest) :]][:2]
     mark = stored.get(f"{slug}:mark".encode())
     return Schedule(
         slug=slug,
@@ -257,6 +268,8 @@ def _read_schedule(slug: str, stored: dict[bytes, bytes]) -> Schedule:
         active=active,
         parameters=parameters,
         max_scheduled_runs=kept,
+        misfire=misfire,
+        misfire_limit=misfire_limit,
         generation=int(stored.get(f"{slug}:generation".encode(), 0)),
         mark=clock.from_ms(int(mark)) if mark else None,
     )

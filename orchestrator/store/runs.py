@@ -15,6 +15,7 @@ from orchestrator import clock, keys, names
 from orchestrator.exceptions import ObjectNotFound
 from orchestrator.keys import Keys, lengthen, shorten
 from orchestrator.models import Created, Deployment, LogLine, NewRun, Run, Schedule, TaskRun
+from orchestrator.schedules import CATCH_UP
 from orchestrator.states import State, StateType, canonical_name
 from orchestrator.store import streams
 from orchestrator.store.answers import (
@@ -41,6 +42,7 @@ MESSAGE_LIMIT = 2000
 
 LOG_LINES_KEPT = 100_000
 _LATE_AFTER_MS = 15_000
+_MISFIRE_MS = round(CATCH_UP / timedelta(milliseconds=1))
 _SETS_OF_RUNS = (
     *("due", "leases", "paused", "expires", "reservations", "planning"),
     *("slots:", "parked:", "index:", "planned:"),
@@ -157,8 +159,12 @@ class Runs:
         *,
         mark: datetime,
         next_plan: datetime | None,
+        overdue: Sequence[tuple[str, bool]] = (),
     ) -> Planned:
-        """Turn a schedule's next fires (run id, run name, moment) into runs and move its mark, unless somebody was first."""
+        """Turn a schedule's next fires (run id, run name, moment) into runs and move its mark, unless somebody was first.
+
+        ``overdue``: runs that it planned before an outage and that are let go now (True) or count as missed (False).
+        """
         template = NewRun(
             flow=deployment.flow,
             deployment=deployment.id,
@@ -179,6 +185,7 @@ class Runs:
             fields=self._first_fields(template),
             tags=_tags(deployment.tags),
             items=[[shorten(run), clock.to_ms(at), name] for run, name, at in fires],
+            overdue=[[shorten(run), int(is_kept)] for run, is_kept in overdue],
         )
         return Planned(_text(answer), int(count))
 
@@ -186,7 +193,7 @@ class Runs:
 
     def release_due(self, limit: int = 100) -> Released:
         """Queue runs whose time has come, at most ``limit``."""
-        count, next_due = self._scripts.call("release_due", limit=limit)
+        count, next_due = self._scripts.call("release_due", limit=limit, misfire_ms=_MISFIRE_MS)
         return Released(int(count), moment_of(next_due) if isinstance(next_due, bytes) else clock.from_ms(int(next_due)))
 
     def claim(

@@ -137,7 +137,7 @@ def test_a_saved_deployment_is_read_back_whole(floor: Floor) -> None:
     schedules = [
         Schedule("a", cron="0 14 * * *", timezone="Asia/Tokyo", day_or=False, parameters={"x": [1]}, max_scheduled_runs=5),
         Schedule("b", interval=timedelta(minutes=5), anchor=floor.now(), active=False),
-        Schedule("c", rrule="FREQ=DAILY"),
+        Schedule("c", rrule="FREQ=DAILY", misfire="all", misfire_limit=7),
     ]
     new = Deployment(
         "日本語",

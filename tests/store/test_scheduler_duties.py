@@ -110,8 +110,32 @@ def test_fires_missed_for_days_become_one_run_and_the_skip_is_told(timed: Store,
     stager.run_once(timed)
     planner.run_once(timed)
     overdue = [due for due in due_times(timed) if due <= timed.now()]
-    assert overdue == [NOON - timedelta(hours=6) + timedelta(days=day) for day in (1, 30)]
-    assert "schedule.skipped" in [event.name for event in timed.events.latest()]
+    assert overdue == [NOON - timedelta(hours=6) + timedelta(days=day) for day in (30,)]
+    [skip] = [event for event in timed.events.latest() if event.name == "schedule.skipped"]
+    assert (skip.fields["since"], skip.fields["until"]) == tuple(
+        (NOON + timedelta(days=day, hours=-6)).isoformat() for day in (1, 29)
+    )
+    assert skip.fields["count"] == "29"
+
+
+@pytest.mark.parametrize(("misfire", "limit", "made_up"), [("latest", 1, 1), ("all", 5, 5), ("skip", 1, 0)])
+def test_after_a_long_outage_a_schedule_makes_up_for_what_its_policy_says_whoever_comes_back_first(
+    timed: Store, frozen: FrozenClock, misfire: str, limit: int, made_up: int
+) -> None:
+    deploy(timed, Schedule("s", cron="* * * * *", misfire=misfire, misfire_limit=limit))
+    planner.run_once(timed)
+    frozen.advance(timedelta(hours=72))
+    assert timed.runs.release_due().count == 0  # a worker that is back before the schedulers are
+    planner.run_once(timed)
+    stager.run_once(timed)
+    assert len(timed.queries.runs(RunFilter(states=("Scheduled",), until=timed.now())).runs) == made_up
+    cancelled = timed.queries.runs(RunFilter(states=("Cancelled",))).runs
+    assert len(cancelled) == 3
+    assert all("Missed" in run.state.message for run in cancelled)
+    [skip] = [event for event in timed.events.latest() if event.name == "schedule.skipped"]
+    assert skip.fields["count"] == str(72 * 60 - made_up)
+    planner.run_once(timed)
+    assert len([event for event in timed.events.latest() if event.name == "schedule.skipped"]) == 1
 
 
 def test_a_schedule_that_cannot_be_computed_does_not_stop_the_others(timed: Store) -> None:

@@ -126,7 +126,7 @@ def test_every_value_is_read(tmp_path: Path) -> None:
           - prefect.deployments.steps.set_working_directory: {directory: /opt/flows}
           schedules:
           - {interval: 5400, anchor_date: "2026-01-01T09:00:00", timezone: Asia/Tokyo, slug: often, parameters: {days: 1}}
-          - {rrule: "FREQ=WEEKLY;BYDAY=MO", active: off, max_scheduled_runs: 7}
+          - {rrule: "FREQ=WEEKLY;BYDAY=MO", active: off, max_scheduled_runs: 7, misfire: ALL, misfire_limit: 9}
         """,
     )
     assert (found.name, found.version, found.description, found.tags) == ("nightly", "1.10", "Loads the night.", ("etl", "eu"))
@@ -140,6 +140,7 @@ def test_every_value_is_read(tmp_path: Path) -> None:
     assert often.anchor == datetime(2026, 1, 1, tzinfo=UTC)
     assert often.parameters == {"days": 1}
     assert (weekly.rrule, weekly.active, weekly.max_scheduled_runs) == ("FREQ=WEEKLY;BYDAY=MO", False, 7)
+    assert [(s.misfire, s.misfire_limit) for s in (often, weekly)] == [("latest", 100), ("all", 9)]
     assert found.active_unsaid == ("often",)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orch_scheduler.planner import CATCH_UP, plan, run_id
+from orch_scheduler.planner import Skip, plan, run_id
 from orchestrator import schedules
 from orchestrator.models import Schedule
 
@@ -43,39 +44,92 @@ def test_all_fires_of_a_short_outage_are_made_up_for() -> None:
     planned = plan(every_minute(mark), NOW, ready=0)
     assert planned.fires[:3] == [mark + MINUTE, mark + 2 * MINUTE, mark + 3 * MINUTE]
     assert len(planned.fires) == 6
-    assert planned.skipped_until is None
+    assert planned.skip is None
 
 
-def test_of_a_long_outage_of_a_frequent_schedule_only_the_last_minutes_run_and_the_rest_is_named_as_skipped() -> None:
-    planned = plan(every_minute(NOW - timedelta(hours=72)), NOW, ready=0)
-    missed = [fire for fire in planned.fires if fire <= NOW]
-    assert missed[0] > NOW - CATCH_UP
-    assert len(missed) == 5
-    assert planned.skipped_until == missed[0]
+def test_of_a_long_outage_the_latest_fire_runs_and_the_rest_is_counted_as_skipped() -> None:
+    last = NOW.replace(second=0)
+    planned = plan(every_minute(last - timedelta(hours=72)), NOW, ready=0)
+    assert [fire for fire in planned.fires if fire <= NOW] == [last]
+    assert planned.skip == Skip(last - timedelta(hours=72) + MINUTE, last - MINUTE, 72 * 60 - 1)
+
+
+def test_a_schedule_that_skips_runs_nothing_that_was_missed_for_long_and_all_of_a_short_outage() -> None:
+    last = NOW.replace(second=0)
+    planned = plan(replace(every_minute(last - timedelta(hours=72)), misfire="skip"), NOW, ready=0)
+    assert [fire for fire in planned.fires if fire <= NOW] == []
+    assert planned.skip == Skip(last - timedelta(hours=72) + MINUTE, last, 72 * 60)
+    assert planned.mark >= last
+    planned = plan(replace(every_minute(last - 4 * MINUTE), misfire="skip"), NOW, ready=0)
+    assert len([fire for fire in planned.fires if fire <= NOW]) == 4
+    assert planned.skip is None
+
+
+def test_a_schedule_that_makes_up_for_n_gets_the_last_n_a_hundred_at_a_time_and_one_skip() -> None:
+    last = NOW.replace(second=0)
+    schedule = replace(every_minute(last - timedelta(hours=72)), misfire="all", misfire_limit=250)
+    made: list[datetime] = []
+    skips = []
+    while True:
+        planned = plan(schedule, NOW, ready=0)
+        made += [fire for fire in planned.fires if fire <= NOW]
+        skips.append(planned.skip)
+        schedule.mark = planned.mark
+        if planned.next_plan != NOW:
+            break
+    assert made == [last - number * MINUTE for number in reversed(range(250))]
+    assert [skip for skip in skips if skip] == [Skip(last - timedelta(hours=72) + MINUTE, last - 250 * MINUTE, 72 * 60 - 250)]
+
+
+def test_what_was_planned_before_the_outage_counts_among_what_was_missed() -> None:
+    last = NOW.replace(second=0)
+    began = last - timedelta(hours=72)
+    overdue = [began + MINUTE, began + 2 * MINUTE, began + 3 * MINUTE]
+    schedule = every_minute(overdue[-1])
+    planned = plan(schedule, NOW, ready=0, overdue=overdue)
+    assert (planned.released, planned.dropped) == ([], overdue)
+    assert planned.skip == Skip(overdue[0], last - MINUTE, 72 * 60 - 1)
+    planned = plan(replace(schedule, misfire="all", misfire_limit=1000), last - timedelta(hours=70), ready=0, overdue=overdue)
+    assert (planned.released, planned.dropped) == (overdue, [])
+    assert planned.skip is None
+
+
+def test_where_all_that_was_missed_had_been_planned_the_latest_of_it_runs() -> None:
+    daily = Schedule("s", cron="0 12 * * *", mark=NOW + timedelta(days=1))
+    overdue = [datetime(2026, 3, day, 12, tzinfo=UTC) for day in (12, 13, 14)]
+    planned = plan(daily, NOW, ready=1, overdue=overdue)
+    assert (planned.released, planned.dropped) == (overdue[2:], overdue[:2])
+    assert planned.skip == Skip(overdue[0], overdue[1], 2)
 
 
 def test_of_a_long_outage_of_a_rare_schedule_the_latest_fire_runs() -> None:
     daily = Schedule("s", cron="0 12 * * *", mark=NOW - timedelta(days=30))
     planned = plan(daily, NOW, ready=0)
     assert [fire for fire in planned.fires if fire <= NOW] == [datetime(2026, 3, 14, 12, tzinfo=UTC)]
-    assert planned.skipped_until == datetime(2026, 3, 14, 12, tzinfo=UTC)
+    assert planned.skip is not None
+    assert (planned.skip.last, planned.skip.count) == (datetime(2026, 3, 13, 12, tzinfo=UTC), 29)
 
 
 def test_one_missed_fire_of_a_rare_schedule_runs_and_nothing_is_skipped() -> None:
     daily = Schedule("s", cron="0 12 * * *", mark=NOW - timedelta(days=1))
     planned = plan(daily, NOW, ready=0)
     assert planned.fires[0] == datetime(2026, 3, 14, 12, tzinfo=UTC)
-    assert planned.skipped_until is None
+    assert planned.skip is None
 
 
 @given(
-    interval=st.timedeltas(timedelta(seconds=1), timedelta(days=2)),
+    interval=st.timedeltas(timedelta(seconds=4), timedelta(days=2)),
     gap=st.timedeltas(timedelta(0), timedelta(days=3)),
     kept=st.integers(1, 10),
+    misfire=st.sampled_from(schedules.MISFIRES),
+    limit=st.integers(1, 90),
 )
-def test_the_mark_never_moves_back_and_no_fire_stands_behind_it_twice(interval: timedelta, gap: timedelta, kept: int) -> None:
+def test_the_mark_never_moves_back_and_no_fire_stands_behind_it_twice(
+    interval: timedelta, gap: timedelta, kept: int, misfire: str, limit: int
+) -> None:
     interval = timedelta(seconds=round(interval.total_seconds()))
     schedule = Schedule("s", interval=interval, anchor=NOW - timedelta(days=9), mark=NOW - gap, max_scheduled_runs=kept)
+    schedule.misfire, schedule.misfire_limit = misfire, limit
     planned = plan(schedule, NOW, ready=0)
     assert planned.mark >= NOW - gap
     assert planned.fires == sorted(set(planned.fires))

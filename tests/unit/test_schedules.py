@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
 from itertools import pairwise
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -368,6 +369,12 @@ def test_a_schedule_is_exactly_one_of_the_three() -> None:
 def test_a_schedule_keeps_at_least_one_run_ahead() -> None:
     with pytest.raises(InvalidDefinition, match="max_scheduled_runs"):
         Cron("0 9 * * *", max_scheduled_runs=0)
+
+
+@pytest.mark.parametrize("wrong", [{"misfire": "sometimes"}, {"misfire_limit": 0}, {"misfire_limit": 1001}])
+def test_a_schedule_makes_up_for_what_it_missed_in_one_of_three_ways(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidDefinition, match="misfire"):
+        Cron("0 9 * * *", **wrong)
 
 
 def test_a_schedule_describes_itself() -> None:

@@ -1,5 +1,7 @@
 -- Turn a schedule's next fires into runs and move its high-water mark, unless someone else did so first.
 --
+-- Runs that it had planned before an outage, and that nobody has queued since, are let go now or cancelled as missed.
+--
 -- USES core gates runs places
 -- ARGV deployment str     the deployment's id
 --      slug       str     the schedule
@@ -10,11 +12,26 @@
 --      fields     packed  every run's first fields, a flat list
 --      tags       packed  a list
 --      items      packed  a list of {id, due ms, name}
+--      overdue    packed  a list of {id, 1 = let it go, 0 = cancel it}
 -- RETURN {'created', how many} | {'stale', 0}
 
 local schedules = prefix .. 'schedules:' .. deployment
 local stored = redis.call('HMGET', schedules, slug .. ':generation', slug .. ':mark')
 if tonumber(stored[1]) ~= generation or stored[2] ~= old_mark or new_mark < tonumber(old_mark) then return {'stale', 0} end
+for _, item in ipairs(overdue) do
+  local run = load_run(item[1])
+  if run and run.place == 'due' and run.dep == deployment and run.sched == slug then
+    if item[2] == 1 then
+      write('ZREM', prefix .. 'planned:' .. deployment .. ':' .. slug, run.id)
+      write('ZADD', prefix .. 'due', now, run.id)
+      signal()
+    else
+      leave(run)
+      enter(run, 'Cancelled', 'Missed: no scheduler was there at its time, and its schedule does not make up for it.')
+      to_ended(run)
+    end
+  end
+end
 local created = 0
 for _, item in ipairs(items) do
   local id, due = item[1], item[2]
