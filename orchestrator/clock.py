@@ -10,6 +10,7 @@ Three clocks, and which to use:
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -51,3 +52,28 @@ class FrozenClock:
         """Move forward (or, to test clock jumps, back) and return the new time in milliseconds."""
         self.ms += round(by / timedelta(milliseconds=1))
         return self.ms
+
+
+class RemoteClock:
+    """Redis's clock as seen from here: what it should show now, given what it last showed and ``monotonic``.
+
+    Where it shows something else it has jumped: it was set, its machine slept, or another server has taken over.
+    """
+
+    def __init__(self, ticks: Callable[[], float] = monotonic) -> None:
+        self._ticks = ticks
+        self._showed_ms: int | None = None
+        self._seen_at = 0.0
+
+    def showed(self, ms: int) -> None:
+        """An answer has just told the time."""
+        self._showed_ms, self._seen_at = ms, self._ticks()
+
+    def expected_ms(self) -> int | None:
+        """What it should show; None before it was ever seen."""
+        return None if self._showed_ms is None else self._showed_ms + round((self._ticks() - self._seen_at) * 1000)
+
+    def is_off(self, ms: int, by: timedelta) -> bool:
+        """Whether ``ms``, which it shows now, is that far from what it should show."""
+        expected = self.expected_ms()
+        return expected is not None and abs(ms - expected) > by / timedelta(milliseconds=1)

@@ -313,21 +313,32 @@ class Runs:
         ago_ms = max(0, round(end.ago / timedelta(milliseconds=1)))
         return [shorten(end.run), end.attempt, name, end.state.name, _message(end.state.message), end.result, retry_ms, ago_ms]
 
-    def lapse(self, limit: int = 100) -> Lapsed:
-        """Charge a crash to runs whose lease is over; queue them again, or end them Crashed when their budget is spent.
+    def lapse(self, limit: int = 100, *, expected_ms: int | None = None) -> Lapsed:
+        """Charge a crash to runs whose lease is over; start them again, or end them Crashed when their budget is spent.
 
-        A server that has just come back gets a lease's time first: its workers could not renew while it was away.
+        ``expected_ms`` is what Redis's clock should show (``clock.RemoteClock``). Where it shows something else, no lease counts
+        as over until workers have had a lease's time to renew theirs. The same holds for a server that has just come back.
         """
         # Under a frozen clock the age of the real server means nothing.
         grace_ms = 0 if self._scripts.is_frozen else self._lease_ms
-        reason = "its worker did not renew the lease"
-        answer = self._scripts.call("lapse", run="", attempt=0, reason=reason, limit=limit, grace_ms=grace_ms)
-        return Lapsed(*map(int, answer))
+        return self._lapse("", 0, "its worker did not renew the lease", limit, grace_ms, expected_ms)
 
     def report_death(self, run: str, attempt: int, reason: str) -> Lapsed:
         """The process that executed this attempt is dead: as ``lapse``, at once. ``seen`` is 1 whatever the fence said."""
-        answer = self._scripts.call("lapse", run=shorten(run), attempt=attempt, reason=_message(reason), limit=1, grace_ms=0)
-        return Lapsed(*map(int, answer))
+        return self._lapse(shorten(run), attempt, _message(reason), 1, 0, None)
+
+    def _lapse(self, run: str, attempt: int, reason: str, limit: int, grace_ms: int, expected_ms: int | None) -> Lapsed:
+        requeued, crashed, cancelled, seen, is_braked, jump_ms, now_ms = self._scripts.call(
+            "lapse",
+            run=run,
+            attempt=attempt,
+            reason=reason,
+            limit=limit,
+            grace_ms=grace_ms,
+            lease_ms=self._lease_ms,
+            expected_ms="" if expected_ms is None else expected_ms,
+        )
+        return Lapsed(int(requeued), int(crashed), int(cancelled), int(seen), bool(is_braked), int(jump_ms), int(now_ms))
 
     def hand_back(self, run: str, attempt: int) -> str:
         """Give a run back unharmed; it goes to the front. ok or superseded."""

@@ -7,14 +7,22 @@ lives, may do it at once.
 
 from __future__ import annotations
 
+import logging
+
+from orchestrator.clock import RemoteClock
 from orchestrator.store import Store
+
+log = logging.getLogger(__name__)
 
 _BATCH = 100
 
 
-def run_once(store: Store) -> int:
-    """One sweep. How many runs it moved."""
-    moved = _lapse(store)
+def run_once(store: Store, redis_clock: RemoteClock | None = None) -> int:
+    """One sweep. How many runs it moved.
+
+    ``redis_clock`` is kept from sweep to sweep: when Redis's clock jumps, no lease counts as over until workers could renew.
+    """
+    moved = _lapse(store, redis_clock or RemoteClock())
     moved += store.runs.wake()
     moved += store.runs.expire()
     moved += store.runs.time_out_paused()
@@ -24,10 +32,18 @@ def run_once(store: Store) -> int:
     return moved
 
 
-def _lapse(store: Store) -> int:
+def _lapse(store: Store, redis_clock: RemoteClock) -> int:
     moved = 0
     while True:
-        lapsed = store.runs.lapse(_BATCH)
+        lapsed = store.runs.lapse(_BATCH, expected_ms=redis_clock.expected_ms())
+        redis_clock.showed(lapsed.now_ms)
+        if lapsed.jump_ms:
+            log.warning(
+                "Redis's clock jumped by %g s; no lease counts as over for %g s",
+                lapsed.jump_ms / 1000,
+                store.settings.lease.total_seconds(),
+                extra={"action": "rescue_braked", "jump_ms": lapsed.jump_ms},
+            )
         moved += lapsed.requeued + lapsed.crashed + lapsed.cancelled
         if lapsed.seen < _BATCH:
             return moved

@@ -9,6 +9,7 @@ import pytest
 
 from floor import Floor, missing_run, named
 from harness import RedisServer, eventually
+from orchestrator import clock
 from orchestrator.keys import shorten
 from orchestrator.models import LogLine, NewRun, TaskRun
 from orchestrator.settings import Settings
@@ -146,6 +147,8 @@ def test_a_run_has_exactly_three_starts_when_its_process_dies_each_time(floor: F
         floor.wait(16)
         lapsed = floor.store.runs.lapse()
         assert (lapsed.requeued, lapsed.crashed) == ((1, 0) if attempt < 3 else (0, 1))
+        floor.wait(1)
+        floor.store.runs.release_due()
     found = floor.get(run)
     assert (found.place, found.state.name, found.crash_count, found.run_count) == ("ended", "Crashed", 3, 3)
     assert found.is_quarantined
@@ -159,6 +162,33 @@ def test_a_run_that_its_engine_ended_crashed_is_not_in_quarantine(floor: Floor) 
     assert [claimed.attempt for claimed in floor.claim()] == [2]
     floor.finish(run, "Crashed")
     assert not floor.get(run).is_quarantined
+
+
+def test_a_run_that_keeps_crashing_waits_longer_each_time_and_says_so(floor: Floor) -> None:
+    run = floor.submit(crash_budget=10)
+    waits = []
+    for _ in range(9):
+        [claimed] = floor.claim(start=True)
+        assert floor.store.runs.report_death(run, claimed.attempt, "killed by SIGSEGV").requeued == 1
+        due = floor.get(run).due
+        waits.append((due - floor.now()).total_seconds() if floor.place(run)[0] == "due" else 0)
+        floor.clock.ms = max(floor.clock.ms, clock.to_ms(due))
+        floor.store.runs.release_due()
+    assert waits == [0, 1, 2, 4, 8, 16, 32, 60, 60]
+    messages = [entry.message for entry in floor.get(run).history if "lost" in entry.message]
+    assert messages[0] == "Started again, 1 of 10 starts lost: killed by SIGSEGV."
+    assert messages[2] == "Starts again in 2 s, 3 of 10 starts lost: killed by SIGSEGV."
+
+
+def test_a_run_that_waits_after_a_crash_gives_its_slots_to_others(floor: Floor) -> None:
+    floor.store.pools.set_concurrency_limit("p", 1)
+    run = floor.submit()
+    for attempt in (1, 2):
+        assert [claimed.id for claimed in floor.claim()] == [run]
+        floor.store.runs.report_death(run, attempt, "gone")
+    other = floor.submit()
+    assert floor.place(run) == ("due", "Scheduled")
+    assert [claimed.id for claimed in floor.claim()] == [other]
 
 
 def test_a_budget_of_one_means_never_again(floor: Floor) -> None:
@@ -273,6 +303,80 @@ def test_the_history_of_a_run_that_is_retried_for_ever_keeps_its_younger_part(fl
             floor.store.runs.set_state(run, named("Running", "x" * 100), attempt=1)
         assert len(floor.snapshot(run)[b"history"]) < 33_000
     assert {entry.name for entry in floor.get(run).history} == {"Running"}
+
+
+def _shown(floor: Floor) -> int:
+    """What Redis's clock shows."""
+    return floor.clock.ms
+
+
+@pytest.mark.parametrize("jump_s", [3600, 300, -300, -3600])
+def test_when_the_clock_jumps_no_lease_counts_as_over_until_workers_could_renew(floor: Floor, jump_s: int) -> None:
+    """Every run of the namespace was charged a crash, and started twice."""
+    alive, dead = floor.running(), floor.running()
+    expected = _shown(floor) + 1000
+    floor.wait(1 + jump_s)
+    lapsed = floor.store.runs.lapse(expected_ms=expected)
+    assert (lapsed.requeued, lapsed.is_braked, lapsed.jump_ms, lapsed.now_ms) == (0, True, jump_s * 1000, _shown(floor))
+    assert floor.store.events.latest(1)[0].name == "rescue.braked"
+    floor.wait(5)
+    assert floor.store.runs.renew([(alive, 1)]) == ["ok"]
+    floor.wait(9)
+    assert floor.store.runs.lapse(expected_ms=_shown(floor)).is_braked
+    floor.wait(1)
+    lapsed = floor.store.runs.lapse(expected_ms=_shown(floor))
+    assert (lapsed.requeued, lapsed.is_braked) == (1, False)
+    assert floor.place(dead) == ("queued", "Scheduled")
+    assert floor.place(alive) == ("leased", "Running")
+
+
+def test_a_caller_that_knows_nothing_of_the_clock_heeds_the_brake_of_others(floor: Floor) -> None:
+    floor.running()
+    floor.store.runs.lapse(expected_ms=_shown(floor) - 60_000)
+    floor.wait(14.9)
+    assert floor.store.runs.lapse().is_braked
+    floor.wait(0.2)
+    assert floor.store.runs.lapse().requeued == 1
+
+
+def test_a_brake_from_before_a_step_back_does_not_hold_for_hours(floor: Floor) -> None:
+    floor.running()
+    floor.store.runs.lapse(expected_ms=_shown(floor) - 3_600_000)
+    floor.wait(-3600)
+    floor.store.runs.lapse(expected_ms=_shown(floor) + 3_600_000)
+    floor.wait(15.1)
+    assert floor.store.runs.lapse(expected_ms=_shown(floor)).requeued == 1
+
+
+def test_the_brake_does_not_hold_up_a_run_whose_process_is_known_to_be_dead(floor: Floor) -> None:
+    run = floor.running()
+    floor.store.runs.lapse(expected_ms=_shown(floor) - 60_000)
+    assert floor.store.runs.report_death(run, 1, "killed by SIGKILL").requeued == 1
+
+
+def test_a_call_that_took_a_moment_is_no_jump(floor: Floor) -> None:
+    floor.running()
+    floor.wait(20)
+    lapsed = floor.store.runs.lapse(expected_ms=_shown(floor) - 5000)
+    assert (lapsed.requeued, lapsed.is_braked) == (1, False)
+
+
+def test_a_lease_longer_than_any_is_cut_even_if_nobody_saw_the_clock_go_back(floor: Floor) -> None:
+    floor.running()
+    floor.wait(-7200)
+    assert floor.store.runs.lapse().seen == 1
+    floor.wait(15)
+    assert floor.store.runs.lapse().requeued == 1
+
+
+def test_after_a_step_back_the_leases_of_many_runs_are_all_cut(floor: Floor) -> None:
+    for _ in range(120):
+        floor.submit()
+    floor.claim(120)
+    floor.claim(120)
+    floor.wait(-600)
+    assert [floor.store.runs.lapse(expected_ms=_shown(floor) + ahead).seen for ahead in (600_000, 0, 0)] == [100, 20, 0]
+    assert max(score for _, score in floor.store.client.zscan_iter(floor.store.keys.leases)) == _shown(floor) + 15_000
 
 
 def _line(floor: Floor) -> LogLine:
