@@ -17,6 +17,8 @@ from types import FrameType
 
 from orch_scheduler import planner, pruner, rescuer, stager
 from orch_scheduler.loop import Duty, Loop
+from orch_scheduler.watchdog import Watchdog
+from orchestrator.clock import RemoteClock
 from orchestrator.keys import new_id
 from orchestrator.settings import Settings
 from orchestrator.store import Store, open_store
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _SWEEP = timedelta(seconds=1)
 _PRUNE = timedelta(seconds=60)
+_WATCH = timedelta(seconds=10)
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,15 @@ class Scheduler:
         self._store = store
         self._next_due: datetime | None = None
         self._signal = "$"
+        redis_clock = RemoteClock()
+        watchdog = Watchdog(store)
         duties = [
             Duty("heartbeat", store.settings.renew, lambda: store.pools.scheduler_heartbeat(self.name)),
             Duty("planner", _SWEEP, lambda: planner.run_once(store)),
             Duty("stager", timedelta(0), self._stage),
-            Duty("rescuer", _SWEEP, lambda: rescuer.run_once(store)),
+            Duty("rescuer", _SWEEP, lambda: rescuer.run_once(store, redis_clock)),
             Duty("pruner", _PRUNE, lambda: pruner.run_once(store)),
+            Duty("watchdog", _WATCH, watchdog.run_once),
         ]
         self._duties = duties
         self._loop = Loop(duties, self._sleep, store.revive)
