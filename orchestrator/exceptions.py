@@ -3,6 +3,7 @@
     OrchError
     ├── StoreUnavailable        Redis cannot be reached, or went away and did not come back in time
     ├── UnsuitableServer        Redis answers, but is too old or set up so that it would lose runs
+    ├── DataGone                Redis answers, but the namespace that was there is not there any more
     ├── ConfigurationError      a setting, a profile or an environment variable is wrong
     ├── InvalidName             a name holds a character that names may not hold
     ├── InvalidDefinition       orch.yaml, a schedule or a template is wrong
@@ -49,6 +50,12 @@ class StoreUnavailable(OrchError):
 
 class UnsuitableServer(OrchError):
     """This Redis server cannot hold runs safely."""
+
+    exit_code = 6
+
+
+class DataGone(OrchError):
+    """The namespace's data are gone."""
 
     exit_code = 6
 

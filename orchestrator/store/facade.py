@@ -40,8 +40,8 @@ class NamespaceSettings:
 
     A worker that cannot renew its leases stops its runs at ``self_kill``; ``silence`` is how long a worker or a scheduler may
     say nothing before it counts as gone. ``durability`` is when a write counts: ``default``, as soon as the server has it;
-    ``replicated``, when a replica has it too. ``schema`` is the form in which the namespace is written, see docs/upgrading.md; it
-    is not changed here.
+    ``replicated``, when a replica has it too. ``schema`` is the form in which the namespace is written, see docs/upgrading.md;
+    it is not changed here.
     """
 
     lease: timedelta = timedelta(seconds=15)

@@ -1,0 +1,211 @@
+"""Which history of the server a namespace is on, and what a change of it did to runs.
+
+Redis may forget what it has accepted: a replica that lagged is promoted, a server restarts without its last second, a backup
+is restored. The namespace therefore remembers the server process and the replication history that it was last seen on, under a
+number: its *epoch*. Whoever sees another server moves the epoch, one of all; one of all then mends the namespace. Workers hold
+their ends and leases against the new epoch, and processes that created runs look for them.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from orchestrator import clock
+from orchestrator.exceptions import DataGone, UnsuitableServer
+from orchestrator.keys import Keys, lengthen, shorten
+from orchestrator.store.client import Redis
+from orchestrator.store.scripts import Scripts
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+"""The form in which this release writes a namespace; the namespace's hash `settings` holds the form that it is in.
+
+The rule. A release whose SCHEMA is N reads forms N and N-1, and leaves a namespace in form N-1 as it is: releases of N-1 may
+still work beside it. Only when the last of them has gone may the stored number be raised; from then on they refuse the
+namespace. A change that N-1 reads without harm (a new field, a new key) needs no new number.
+"""
+
+MEND_EVERY = timedelta(hours=1)
+"""How often a namespace is mended that no fail-over has befallen: a net, whose finds are logged."""
+
+_BATCH = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """A namespace's time on one history of one server.
+
+    ``born`` tells the namespace from one that was begun anew under its name; ``number`` grows by one with each change.
+    ``server`` and ``history`` are Redis's run_id and master_replid; ``before`` is the server before. ``how`` it began: started
+    (the namespace is new), promoted (a replica of the server before took over) or replaced (it restarted, or is another one).
+    ``mends``: whoever asked is to ``mend`` the namespace now.
+    """
+
+    number: int
+    born: str
+    server: str
+    history: str
+    since: datetime
+    before: str = ""
+    how: str = "started"
+    mends: bool = False
+
+    @property
+    def id(self) -> str:
+        """Equal for two moments if, and only if, nothing can have been lost between them."""
+        return f"{self.born}/{self.number}/{self.server}"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What is known of the last change of epoch. Of the ids at most 1,000 a kind are kept; the counts count all.
+
+    ``mended`` None: nobody has mended the namespace yet. ``lost``: runs of which no record is left. ``twice``: runs that two
+    workers started, of which one attempt counts. ``restored``: runs whose accepted end, or claim, was lost and recorded anew.
+    """
+
+    epoch: Epoch
+    mended: int | None
+    lost: tuple[str, ...]
+    lost_count: int
+    twice: tuple[str, ...]
+    twice_count: int
+    restored: tuple[str, ...]
+    restored_count: int
+
+
+class Failover:
+    """The epoch of one namespace, as one process sees it. Thread-safe."""
+
+    def __init__(self, client: Redis, scripts: Scripts, names: Keys, lease: timedelta, stored: Mapping[bytes, bytes]) -> None:
+        self._client = client
+        self._scripts = scripts
+        self._keys = names
+        self._lease_ms = round(lease / timedelta(milliseconds=1))
+        self._lock = threading.Lock()
+        self._known = _read_epoch(stored)
+
+    @property
+    def known(self) -> Epoch | None:
+        """The epoch as last seen, without asking; None if the namespace had none."""
+        return self._known
+
+    def check(self, *, begin: bool = True, mend: bool = False) -> Epoch | None:
+        """The namespace's epoch now, moved if the server is another than before. One round trip of some 40 us.
+
+        ``begin``: give a namespace that has none its first one, and its schema; else the answer is None. ``mend``: this process
+        would mend the namespace if it is time; where the answer has ``mends``, it is to call ``mend``. Of all that ask, one
+        gets that, and another one if it has not done so in two minutes.
+
+        A second process that sees the same change gets the same epoch. What a caller did under an epoch with another ``id``
+        may be lost.
+
+        Raises DataGone when the namespace that this process has seen is there no more (FLUSHALL, an empty master, another
+        server): nothing is written then, and nothing should be. StoreUnavailable, as everything does.
+        """
+        known = self._known
+        answer, *fields = self._scripts.call(
+            "epoch",
+            born=known.born if known else "",
+            number=known.number if known else 0,
+            begin=int(begin),
+            mend=int(mend),
+            chance=secrets.token_hex(4),
+            schema=SCHEMA,
+            lease_ms=self._lease_ms,
+            every_ms=round(MEND_EVERY / timedelta(milliseconds=1)),
+        )
+        if answer == b"gone":
+            raise DataGone(
+                f"The namespace '{self._keys.namespace}' is not on this server any more: its data were deleted, or the server "
+                "is another one, or an empty one.",
+                hint="Bring the server's data back, then start this again. To begin with nothing: start this again as it is.",
+            )
+        if answer == b"none":
+            return None
+        epoch = _epoch_of([field.decode() for field in fields])
+        with self._lock:
+            self._known = epoch
+        if fields[-2] == b"1" and epoch.number > 1:
+            facts = {"action": "failover", **_facts(epoch)}
+            log.warning("Redis is another server now (%s); epoch %d begins", epoch.how, epoch.number, extra=facts)
+        return epoch
+
+    def mend(self, epoch: Epoch, reconcile: Callable[[], Sequence[tuple[str, str]]]) -> int:
+        """Reconcile the namespace, record that it was done and tell of it. How much was mended.
+
+        For a new epoch the feed gets ``namespace.failover``; a net that found nothing says nothing.
+        """
+        mended = list(reconcile())
+        answer = self._scripts.call("mended", number=epoch.number, count=len(mended))
+        if mended or answer == b"first":
+            level = logging.WARNING if mended else logging.INFO
+            why = "after a fail-over" if answer == b"first" else "as every hour"
+            log.log(level, "Mended %d things %s", len(mended), why, extra={"action": "mended", **_facts(epoch)})
+        for what, subject in mended[:_BATCH]:
+            log.info("Mended %s: %s", subject, what)
+        return len(mended)
+
+    def last(self) -> Report | None:
+        """The present epoch and its damage; None for a namespace that no worker or scheduler has seen."""
+        stored = self._client.hgetall(self._keys.epoch)
+        epoch = _read_epoch(stored)
+        if epoch is None:
+            return None
+
+        def ids(kind: bytes) -> tuple[str, ...]:
+            return tuple(lengthen(short) for short in stored.get(kind, b"").split())
+
+        mended = stored.get(b"mended")
+        return Report(
+            epoch=epoch,
+            mended=int(mended) if mended is not None else None if stored.get(b"mended_in") != stored[b"number"] else 0,
+            lost=ids(b"lost"),
+            lost_count=int(stored.get(b"lost_count", 0)),
+            twice=ids(b"twice"),
+            twice_count=int(stored.get(b"twice_count", 0)),
+            restored=ids(b"restored"),
+            restored_count=int(stored.get(b"restored_count", 0)),
+        )
+
+    def missing(self, runs: Sequence[str], by: str) -> list[str]:
+        """Which of these runs have no record; each is reported as lost, ``by`` naming who was given its id or held it."""
+        lost: list[str] = []
+        for start in range(0, len(runs), _BATCH):
+            batch = [shorten(run) for run in runs[start : start + _BATCH]]
+            lost += [lengthen(short) for short in self._scripts.call("missing", runs=batch, worker=by)]
+        for run in lost:
+            log.error("Run %s was lost in a fail-over: no record of it is left", run, extra={"action": "run_lost", "run": run})
+        return lost
+
+
+def check_schema(namespace: str, schema: int) -> None:
+    """Raises UnsuitableServer for a namespace that a newer release has written."""
+    if schema > SCHEMA:
+        raise UnsuitableServer(
+            f"The namespace '{namespace}' was written by a newer Orch: its schema is {schema}, this release knows {SCHEMA}.",
+            hint="Upgrade Orch on this machine: pip install --upgrade orch. See docs/upgrading.md",
+        )
+
+
+def _read_epoch(stored: Mapping[bytes, bytes]) -> Epoch | None:
+    if b"born" not in stored:
+        return None
+    names = (b"number", b"born", b"server", b"history", b"since", b"before", b"how")
+    return _epoch_of([*(stored.get(name, b"").decode() for name in names), "0", "0"])
+
+
+def _epoch_of(fields: Sequence[str]) -> Epoch:
+    number, born, server, history, since, before, how, _, mends = fields
+    return Epoch(int(number), born, server, history, clock.from_ms(int(since)), before, how, mends == "1")
+
+
+def _facts(epoch: Epoch) -> dict[str, Any]:
+    return {"epoch": epoch.number, "server": epoch.server, "before": epoch.before}
