@@ -112,6 +112,8 @@ class Keys:
         self.expires = self.prefix + "expires"
         self.reservations = self.prefix + "reservations"
         self.wake_due = self.prefix + "wake_due"
+        # string with a TTL: until when no lease counts as over
+        self.brake = self.prefix + "brake"
         # catalogues
         self.settings = self.prefix + "settings"
         self.epoch = self.prefix + "epoch"
