@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgpack
 
-from orchestrator.keys import PERMANENT, lengthen
+from orchestrator.keys import PERMANENT, PRIORITIES, lengthen
 from orchestrator.models import Call
 from orchestrator.states import STATE_TYPES, TERMINAL, TRANSITIONS
 from orchestrator.store import streams
@@ -33,6 +33,7 @@ _BATCH = 200
 _FIELDS = (
     *("state", "label", "place", "gate", "gates", "msg", "attempt", "pool", "dep", "sched", "flow", "tags", "parent"),
     *("idem", "expires", "reserved", "worker", "history", "calls"),
+    *("share", "queue", "prio"),
 )
 _PLACES = {
     "due": {"Scheduled", "AwaitingRetry"},
@@ -42,6 +43,9 @@ _PLACES = {
     "paused": {"Paused", "Suspended"},
     "ended": {name for name, kind in STATE_TYPES.items() if kind in TERMINAL},
 }
+SHARE = 100
+"""As in lua/lib/gates.lua: so many runs of one deployment, beyond the first, may stand in a long queue."""
+
 _PERMANENT = tuple(pattern.removesuffix("*") for pattern in PERMANENT if pattern.endswith("*"))
 
 
@@ -149,6 +153,10 @@ def _check_runs(store: Store, runs: Sequence[_Run], expected: Counter[str]) -> I
 def _held(run: _Run) -> list[tuple[str, str]]:
     """The members of slots and waiters that stand for the run and its code: (key below the prefix, member)."""
     held = [(f"slots:{gate}", _slot(run)) for gate in run.gates]
+    if run["share"]:
+        priority = PRIORITIES[int(run["prio"] or 1)]
+        share = f"{run['pool']}:{run['queue']}:{priority}:{run['dep']}"
+        held.append((f"slots:share:{share}", f"{run.short}:{run.attempt + 1}:0:0"))
     for call in run.calls:
         name = f"{run.short}:{run.attempt}:{call.number}"
         if call.waits:
@@ -205,6 +213,8 @@ def _slot_problems(run: _Run) -> Iterator[str]:
         yield f"is {run['place']} and has slots reserved"
     if run.gates and run["place"] != "leased" and not run["reserved"]:
         yield f"is {run['place']} and holds slots of {', '.join(run.gates)}"
+    if run["share"] and run["place"] != "queued":
+        yield f"is {run['place']}, and has a share of its queue"
     if run.calls and run["place"] != "leased":
         yield f"is {run['place']}, and its code holds slots"
     if run["reserved"] and not run.gates:
@@ -312,6 +322,7 @@ def _check_gates(store: Store, names: Sequence[str]) -> Iterator[Violation]:
         setting, used, waiting, wake_due = (next(answers) for _ in range(4))
         setting = json.loads(setting or "{}")
         limit = None if setting.get("disabled") else setting.get("limit")
+        limit = SHARE if gate.startswith("share:") else limit
         decays = "decay" in setting
         if limit is not None and not decays and used > max(limit, setting.get("held", 0)):
             yield Violation(f"{used} hold a slot, the limit is {limit}", f"slots:{gate}")

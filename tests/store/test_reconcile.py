@@ -320,7 +320,7 @@ def of_hash(**fields: str) -> Break:
         ({"msg": "1-1 queue:p:default:normal"}, "has the message"),
         ({"gate": "tag:a"}, "waits at the gate"),
         ({"reserved": "5"}, "has slots reserved"),
-        ({"gates": "tag:a"}, "has no slot of tag:a"),
+        ({"gates": "tag:a"}, "does not stand in slots:tag:a"),
         ({"attempt": "0"}, "its fence is 0"),
     ],
 )

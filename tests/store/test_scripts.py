@@ -21,7 +21,7 @@ from orchestrator.store.invariants import check
 from orchestrator.store.scripts import load_scripts
 
 SCRIPTS = sorted(load_scripts())
-EVERY_RUN = {"renew", "finish", "lapse", "hand_back", "set_state", "pause"}
+EVERY_RUN = {"renew", "finish", "lapse", "hand_back", "set_state", "pause", "acquire", "release", "wake"}
 ROOM_MAKERS = {"cancel", "delete", "prune"}
 
 
@@ -72,7 +72,7 @@ def test_a_server_that_lost_its_scripts_is_sent_them_again(floor: Floor) -> None
 
 
 def test_a_pipeline_survives_the_loss_of_the_scripts(floor: Floor) -> None:
-    calls = [("release_due", {"limit": 1}), ("expire", {"limit": 1})]
+    calls = [("mark_late", {"after_ms": 1, "limit": 1}), ("expire", {"limit": 1})]
     expected = floor.store.scripts.call_many(calls)
     floor.store.client.script_flush()
     assert floor.store.scripts.call_many(calls) == expected

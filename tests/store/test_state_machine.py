@@ -21,7 +21,7 @@ from orchestrator.models import Deployment, NewRun, Run, Schedule
 from orchestrator.settings import Settings
 from orchestrator.states import TRANSITIONS
 from orchestrator.store import open_store
-from orchestrator.store.answers import Delivery, End
+from orchestrator.store.answers import Acquire, Delivery, End
 from orchestrator.store.invariants import check
 from orchestrator.store.limits import deployment_gate
 
@@ -34,6 +34,7 @@ anyone = st.integers(0, 1_000)
 workers = st.sampled_from(WORKERS)
 queues = st.permutations(QUEUES).flatmap(lambda order: st.sampled_from([order, order[:1]]))
 gates = st.sampled_from(["pool:p", "queue:p:default", "queue:p:side", "tag:a", "tag:b", "deployment"])
+global_names = st.sampled_from(["g", "h"])
 is_old = st.sampled_from([False, False, False, True])
 
 
@@ -60,6 +61,7 @@ class Operations(RuleBasedStateMachine):
         self.deployment = self.store.deployments.save(
             Deployment("d", "f", "f.py:f", pool="p", schedules=[Schedule("s", cron="* * * * *")])
         )
+        self.calls: list[tuple[str, int, int]] = []
         self.woken: set[str] = set()
         self.are_lost = False
         self.made = 0
@@ -84,6 +86,7 @@ class Operations(RuleBasedStateMachine):
         """A namespace in full swing: some gates have limits, some runs are queued, some are executing."""
         for gate, limit in (("pool:p", pool), ("tag:a", tag), ("tag:b", other)):
             self.store.limits.set(gate, limit)
+        self.store.limits.create_global("g", 2)
         self.ids = [self.fresh_id() for _ in tags]
         runs = zip(self.ids, tags, strict=True)
         self.store.runs.create([NewRun("f", id=run, pool="p", tags=tuple(of), crash_budget=budget) for run, of in runs])
@@ -225,7 +228,8 @@ class Operations(RuleBasedStateMachine):
         for claimed in claims.claimed:
             self.attempts[claimed.id] = claimed.attempt
             run = self.view[claimed.id]
-            assert (run.place, run.worker, run.state.name) == ("leased", worker, "Running" if starts else "Pending")
+            assert (run.place, run.worker) == ("leased", worker)
+            assert run.state.name in ("Running" if starts else "Pending", "Cancelling")
         if len(claims.claimed) < free and not claims.more:
             left = {run for run in unread if self.view[run].place == "queued"}
             assert not left & self.unread(order) - {d.run for d in delivered} - self.woken, (
@@ -325,6 +329,71 @@ class Operations(RuleBasedStateMachine):
         with self.step():
             assert self.store.runs.pause(run_id, attempt, suspend=suspends, timeout=timedelta(seconds=30)).answer == expected
 
+    # --- what running code does ---
+
+    @some("leased")
+    @rule(
+        who=anyone,
+        is_old=is_old,
+        number=st.integers(1, 4),
+        asked=st.sampled_from([("global", "g"), ("global", "gh"), ("global", "h"), ("tag", "a"), ("tag", "ab")]),
+        occupy=st.sampled_from([1, 1, 2]),
+        rate=st.booleans(),
+        strict=is_old,
+    )
+    def acquire(
+        self, who: int, is_old: bool, number: int, asked: tuple[str, str], occupy: int, rate: bool, strict: bool
+    ) -> None:
+        run_id, attempt = self.lease(who, is_old)
+        of, names = asked
+        before = self.view.get(run_id)
+        known = {call.number: call for call in before.calls} if before is not None else {}
+        with self.step():
+            answer = self.store.limits.acquire(
+                Acquire(
+                    run_id, attempt, number, list(names), of, occupy if of == "global" else 1, rate and of == "global", strict
+                )
+            ).answer
+        is_current = before is not None and before.place == "leased" and before.attempt == attempt
+        assert (answer == "superseded") == (not is_current)
+        if is_current and number in known:
+            assert answer == ("waiting" if known[number].waits else "granted")
+        if answer in ("granted", "waiting"):
+            self.calls.append((run_id, attempt, number))
+            held = {call.number: call for call in self.view[run_id].calls}
+            assert number not in held or (held[number].waits is not None) == (answer == "waiting")
+
+    @precondition(lambda self: self.calls)
+    @rule(who=st.lists(anyone, min_size=1, max_size=3))
+    def release(self, who: list[int]) -> None:
+        chosen = [self.calls[number % len(self.calls)] for number in who]
+        with self.step():
+            self.store.limits.release(chosen)
+        for run_id, attempt, number in chosen:
+            run = self.view.get(run_id)
+            assert run is None or run.attempt != attempt or number not in [call.number for call in run.calls]
+
+    @rule(
+        name=global_names,
+        limit=st.sampled_from([0, 1, 2, 3]),
+        decay=st.sampled_from([0.0, 0.0, 0.2, 2.0]),
+        active=st.sampled_from([True, True, False]),
+        becomes=st.sampled_from(["g", "h", "i"]),
+    )
+    def change_global_limit(self, name: str, limit: int, decay: float, active: bool, becomes: str) -> None:
+        with self.step():
+            if self.store.limits.create_global(name, limit, decay=decay, active=active):
+                return
+            taken = becomes != name and self.store.limits.get_global(becomes) is not None
+            answer = self.store.limits.update_global(name, limit=limit, decay=decay, active=active, new_name=becomes)
+        assert answer == ("exists" if taken else "ok")
+
+    @rule(name=global_names)
+    def delete_global_limit(self, name: str) -> None:
+        with self.step():
+            is_there = self.store.limits.get_global(name) is not None
+            assert self.store.limits.delete_global(name) == is_there
+
     # --- what people do ---
 
     @some("due", "queued", "parked", "leased", "paused")
@@ -384,7 +453,9 @@ class Operations(RuleBasedStateMachine):
             assert (run_id in self.view) == (answer == "refused")
 
     @rule(
-        gate=gates, limit=st.sampled_from([None, 0, 1, 1, 2, 3]), strategy=st.sampled_from(["ENQUEUE", "ENQUEUE", "CANCEL_NEW"])
+        gate=gates,
+        limit=st.sampled_from([None, 0, 1, 1, 2, 3]),
+        strategy=st.sampled_from(["ENQUEUE", "ENQUEUE", "CANCEL_NEW", "CANCEL_RUNNING"]),
     )
     def set_limit(self, gate: str, limit: int | None, strategy: str) -> None:
         with self.step():
@@ -459,8 +530,12 @@ class Operations(RuleBasedStateMachine):
 
     def everything_ends_once_nothing_holds_it_back(self) -> None:
         """No run is lost: whatever has happened, ordinary duties and one worker bring every run to an end."""
+        for limited in self.store.limits.global_limits():
+            self.store.limits.update_global(limited.title, limit=max(1, limited.limit or 0))
         for gate, setting in self.store.limits.settings().items():
-            self.store.limits.set(gate, max(1, int(setting["limit"])) if "limit" in setting else None)
+            if gate.startswith("global:"):
+                continue
+            self.store.limits.set(gate, max(1, int(setting["limit"])) if "limit" in setting else None, strategy="ENQUEUE")
             self.store.limits.resume(gate)
         for _ in range(60):
             self.frozen.advance(timedelta(seconds=30))

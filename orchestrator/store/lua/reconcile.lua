@@ -70,6 +70,18 @@ local function mend_calls(run)
   end
 end
 
+-- A run that stands in a long queue as part of its deployment's share has a slot of that.
+local function mend_share(run)
+  if not present(run.share) then return end
+  if run.place ~= 'queued' then
+    set(run, 'share', '')
+    mend(run, 'had a share of a queue that it does not stand in')
+  elseif not redis.call('ZSCORE', share_of(run).slots, slot(run, run.attempt + 1)) then
+    write('ZADD', share_of(run).slots, now, slot(run, run.attempt + 1))
+    mend(run, 'had lost its share of its queue')
+  end
+end
+
 local function mend_slots(run)
   local reserved = present(run.reserved)
   mend_member(run, 'reservations', reserved, run.reserved)
@@ -120,6 +132,7 @@ for _, id in ipairs(runs) do
   if run then
     mend_place(run)
     mend_indexes(run)
+    mend_share(run)
     mend_slots(run)
     mend_idempotency(run)
     mend_ttl(run)

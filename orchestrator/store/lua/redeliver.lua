@@ -1,6 +1,6 @@
 -- Give messages that a dead reader was handed to somebody else: a new message each, the old one deleted.
 --
--- USES core gates runs places
+-- USES core gates runs places calls wake
 -- ARGV streams packed  stream names below the prefix
 --      idle_ms int     handed out so long ago
 --      worker  str     only what this consumer was handed; '' = anybody's
@@ -27,4 +27,5 @@ for _, stream in ipairs(streams) do
     end
   end
 end
+wake_freed()
 return moved

@@ -128,6 +128,7 @@ local function holds(gate, member)
     end
     return false
   end
+  if string.sub(gate, 1, 6) == 'share:' then return run.place == 'queued' and present(run.share) and share_of(run).name == gate end
   if not held_gates(run)[gate] then return false end
   if present(run.reserved) then return run.attempt + 1 == tonumber(attempt) end
   return run.place == 'leased' and run.attempt == tonumber(attempt)

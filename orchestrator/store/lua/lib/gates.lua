@@ -9,9 +9,12 @@
 -- zset slots:GATE   members <run>:<attempt>:<call>:<i>, one per slot taken; call 0 is the run's own claim
 -- zset parked:GATE  runs that wait, and calls that wait (<run>:<attempt>:<call>), by priority, then the time that they are due
 --
+-- A gate of its own kind is the share of a deployment in a long queue, share:POOL:QUEUE:PRIORITY:DEPLOYMENT: see places.lua.
+--
 -- A gate is read once per script; slots taken and freed by the script itself are counted in memory.
 
 local RESERVED_MS = 5000
+local SHARE = 100
 local gates = {}
 local freed = {}
 local parked_here = {}  -- gate -> the runs and calls that this very script has parked there: they are not among those it can read
@@ -57,6 +60,10 @@ local function read_gate(name, text)
     gate.strategy = set.strategy
     gate.decay = set.decay
     gate.called = set.name
+  end
+  if string.sub(name, 1, 6) == 'share:' then
+    gate.is_share = true
+    gate.limit = SHARE
   end
   if gate.decay then
     gate.back_at = tonumber(redis.call('HGET', prefix .. 'rates', name) or 0)

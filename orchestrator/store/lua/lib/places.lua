@@ -3,6 +3,34 @@
 local PRIORITY_NAMES = {[0] = 'high', [1] = 'normal', [2] = 'low'}
 local GROUP = 'workers'
 
+-- A long queue is shared: beyond its first SHARE messages it takes at most SHARE of each deployment, and the other runs of that
+-- deployment wait until one of these is claimed. So ten thousand runs of one keep another's from a worker for a few hundred, not
+-- for all of them. A run that stands in a queue as part of such a share has a slot of it.
+
+local depths = {}
+
+local function queue_of(run)
+  return 'queue:' .. run.pool .. ':' .. run.queue .. ':' .. PRIORITY_NAMES[run.prio]
+end
+
+local function share_of(run)
+  return find_gate('share:' .. string.sub(queue_of(run), 7) .. ':' .. run.dep)
+end
+
+local function take_share(run, gate)
+  gate.used = gate.used + 1
+  set(run, 'share', '1')
+  write('ZADD', gate.slots, now, slot(run, run.attempt + 1))
+end
+
+local function free_share(run)
+  local gate = share_of(run)
+  gate.used = gate.used - 1
+  set(run, 'share', '')
+  write('ZREM', gate.slots, slot(run, run.attempt + 1))
+  freed[#freed + 1] = gate.name
+end
+
 -- Take the run out of the place it is in. Freed gates are woken by `wake_freed` at the end of the script.
 local function leave(run)
   local place = run.place
@@ -14,6 +42,7 @@ local function leave(run)
     write('XACK', prefix .. stream, GROUP, id)
     write('XDEL', prefix .. stream, id)
     set(run, 'msg', '')
+    if present(run.share) then free_share(run) end
   elseif place == 'parked' then
     write('ZREM', prefix .. 'parked:' .. run.gate, run.id)
     set(run, 'gate', '')
@@ -47,22 +76,32 @@ local function to_stream(run, stream)
   end)
 end
 
-local function to_queue(run)
-  to_stream(run, 'queue:' .. run.pool .. ':' .. run.queue .. ':' .. PRIORITY_NAMES[run.prio])
-end
-
-local function to_resumed(run)
-  to_stream(run, 'resumed:' .. run.pool)
-end
-
+-- Runs that come in one call, and are due in the same millisecond, keep their order: a score has room for some 200 of them.
+local scores_made = 0
 local function parking_score(run)
-  return run.prio * 1e13 + run.due
+  scores_made = scores_made + 1
+  return run.prio * 1e13 + run.due + (scores_made % 200) / 256
 end
 
 local function to_parked(run, gate, score)
   set(run, 'place', 'parked')
   set(run, 'gate', gate.name)
   write('ZADD', prefix .. 'parked:' .. gate.name, score, run.id)
+end
+
+local function to_queue(run)
+  local queue = queue_of(run)
+  depths[queue] = (depths[queue] or redis.call('XLEN', prefix .. queue)) + 1
+  if depths[queue] > SHARE and present(run.dep) then
+    local share = share_of(run)
+    if not fits(share, 1) then return to_parked(run, share, parking_score(run)) end
+    take_share(run, share)
+  end
+  to_stream(run, queue)
+end
+
+local function to_resumed(run)
+  to_stream(run, 'resumed:' .. run.pool)
 end
 
 local function to_leased(run, worker, lease_ms)

@@ -7,7 +7,7 @@
 local FIELDS = {
   'state', 'label', 'message', 'at', 'place', 'gate', 'msg', 'attempt', 'pool', 'queue', 'prio', 'dep', 'sched', 'flow', 'tags',
   'due', 'ready', 'started', 'expires', 'starts', 'crashes', 'budget', 'worker', 'parent', 'idem', 'gates', 'reserved', 'outcome',
-  'history', 'kind', 'name', 'ended', 'calls',
+  'history', 'kind', 'name', 'ended', 'calls', 'share',
 }
 local NUMBERS = {attempt = 0, prio = 1, due = 0, ready = 0, starts = 0, crashes = 0, budget = 1}
 local HISTORY_BYTES = 32768

@@ -41,6 +41,12 @@ local function ask_run(gate, member, score)
   if not run then
     write('ZREM', prefix .. 'parked:' .. gate.name, member)
   elseif run.place == 'parked' and run.gate == gate.name then
+    if gate.is_share then
+      leave(run)
+      take_share(run, gate)
+      to_stream(run, queue_of(run))
+      return true, 1, 1
+    end
     local other = refusal(run)
     if not other then
       admit(run, 'A slot of ' .. title(gate) .. ' became free.')
@@ -86,8 +92,9 @@ local function wake(name)
     write('ZREM', prefix .. 'wake_due', name)
     return 0
   end
-  local waiters = redis.call('ZRANGE', prefix .. 'parked:' .. name, 0, wake_budget, 'WITHSCORES')
-  local asked, refused = math.min(#waiters / 2, wake_budget), nil
+  local most = gate.is_share and math.min(wake_budget, gate.limit - gate.used) or wake_budget
+  local waiters = redis.call('ZRANGE', prefix .. 'parked:' .. name, 0, most, 'WITHSCORES')
+  local asked, refused = math.min(#waiters / 2, most), nil
   for i = 1, asked do
     local member = waiters[2 * i - 1]
     local ask = string.find(member, ':', 1, true) and ask_call or ask_run
@@ -100,7 +107,7 @@ local function wake(name)
   end
   wake_budget = wake_budget - asked
   -- Whom this very script has parked here is not among the waiters yet: it came before the slot that it waits for was freed.
-  local may_have_more = parked_here[name] and fits(gate, 1) or not refused and #waiters / 2 > asked
+  local may_have_more = fits(gate, 1) and (parked_here[name] or not refused and #waiters / 2 > asked)
   gate.wakes_at = may_have_more and now or math.min(refused and room_at(gate, refused) or math.huge, gate.asked_for or math.huge)
   if gate.wakes_at < math.huge then
     write('ZADD', prefix .. 'wake_due', gate.wakes_at, name)
