@@ -1,12 +1,16 @@
--- Move runs whose time has come from `due` to their work queues.
+-- What time brings about: runs whose time has come move from `due` to their work queues, and gates that are to be woken are.
 --
--- Those that a schedule planned and whose time is long over wait for a planner, who knows what their schedule wants: there was an
+-- Runs that a schedule planned and whose time is long over wait for a planner, who knows what their schedule wants: there was an
 -- outage. They are looked at again after a minute.
 --
--- USES core gates runs places
--- ARGV limit      int  at most so many
+-- USES core gates runs places calls wake collide
+-- ARGV limit      int  at most so many runs
 --      misfire_ms int  long over means so long
--- RETURN {how many were moved, the next due time in ms or ''}
+-- RETURN {how many were moved, when to come again in ms or ''}
+
+local function first_after(key)
+  return tonumber(redis.call('ZRANGE', prefix .. key, '(' .. now, '+inf', 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')[2] or math.huge)
+end
 
 local due = redis.call('ZRANGE', prefix .. 'due', '-inf', now, 'BYSCORE', 'LIMIT', 0, limit + 1)
 local moved = 0
@@ -27,10 +31,14 @@ for i = 1, math.min(#due, limit) do
   else
     leave(run)
     if run.state == 'AwaitingRetry' then enter(run, 'Scheduled', 'The time of the retry has come.') end
+    make_way(run)
     to_queue(run)
     moved = moved + 1
   end
 end
-if #due > limit then return {moved, now} end
-local after = redis.call('ZRANGE', prefix .. 'due', '(' .. now, '+inf', 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
-return {moved, after[2] or ''}
+wake_due()
+wake_freed()
+local later = math.min(first_after('due'), first_after('wake_due'))
+for _, gate in pairs(gates) do later = math.min(later, gate.wakes_at or math.huge) end
+if #due > limit then later = now end
+return {moved, later < math.huge and later or ''}
