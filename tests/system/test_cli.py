@@ -237,7 +237,8 @@ def test_a_limit_shows_who_holds_it_and_who_waits_in_order(orch: Orch, store: St
     [reserved] = orch("concurrency-limit", "inspect", "db", "-o", "json").json["holders"]
     assert (reserved["name"], reserved["reserved"]) == ("second", True)
     assert (
-        orch("flow-run", "explain", "third", "-o", "json").json["hint"] == "See them with: orch concurrency-limit inspect 'db'"
+        orch("flow-run", "explain", "third", "-o", "json").json["hint"]
+        == "See who has it with: orch concurrency-limit inspect db"
     )
     orch("concurrency-limit", "disable", "db")
     assert orch("concurrency-limit", "inspect", "db", "-o", "json").json["waiting"] == 0
