@@ -53,6 +53,8 @@ class Fleet:
     """Complaints: members that ended and should not have."""
     seen: set[int] = field(default_factory=set)
     """Every process of a member that was looked at."""
+    may_be_killed: bool = False
+    """A member that SIGKILL has ended is no complaint, whoever sent it: a run does that, or the kernel."""
     _count: int = 0
 
     @property
@@ -88,7 +90,8 @@ class Fleet:
         for member in self.members:
             if not member.is_wanted or member.is_running:
                 continue
-            if member.pid not in self.killed:
+            is_excused = self.may_be_killed and member.process.returncode == -signal.SIGKILL
+            if member.pid not in self.killed and not is_excused:
                 self.died.append(f"{member.name} ended by itself with {member.process.returncode}")
             member.process = self._spawn(member.command, member.environment)
 

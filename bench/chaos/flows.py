@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import resource
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.chaos.ledger import Effect, write_effect
-from orchestrator import flow
+from bench.chaos.ledger import Effect, Kill, write_effect, write_kill
+from orchestrator import clock, flow
 from orchestrator.context import FlowRunContext
+from orchestrator.runtime import deployment, flow_run
 
 
 @flow
@@ -18,6 +23,74 @@ def work(ledger: str, milliseconds: int) -> None:
     """Sleep between the two entries."""
     with told(ledger):
         time.sleep(milliseconds / 1000)
+
+
+@flow
+def tick(ledger: str, milliseconds: int, first_milliseconds: int = 0) -> None:
+    """Write ``tick`` every 50 ms until the time is over, so that what executes longer than it may is seen."""
+    with told(ledger) as tell:
+        end = time.monotonic() + (first_milliseconds or milliseconds if fence() == 1 else milliseconds) / 1000
+        while (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, 0.05))
+            tell("tick")
+
+
+@flow
+def fired(ledger: str, milliseconds: int) -> None:
+    """Write down of which deployment this is and for which moment it was planned: ``fire NAME MILLISECONDS``."""
+    with told(ledger) as tell:
+        tell(f"fire {deployment.name} {clock.to_ms(flow_run.scheduled_start_time)}")
+        time.sleep(milliseconds / 1000)
+
+
+@flow
+def poison(ledger: str, milliseconds: int) -> None:
+    """Kill the worker that executes this, its supervisor, after a while."""
+    with told(ledger):
+        time.sleep(milliseconds / 1000)
+        supervisor = _parent(os.getppid())
+        write_kill(Path(ledger), Kill(time.monotonic(), "poison", supervisor))
+        os.kill(supervisor, signal.SIGKILL)
+        signal.pause()
+
+
+@flow
+def die(ledger: str, milliseconds: int, how: str, until_attempt: int) -> None:
+    """Die after a while in the way ``how``, a key of ``DEATHS``, in each attempt up to that one."""
+    with told(ledger) as tell:
+        time.sleep(milliseconds / 1000)
+        if fence() <= until_attempt:
+            tell(f"die {how}")
+            DEATHS[how]()
+
+
+def fence() -> int:
+    """The attempt of the run that executes."""
+    context = FlowRunContext.get()
+    assert context is not None
+    return context.flow_run.attempt
+
+
+def _fill_memory() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (512 << 20, 512 << 20))
+    held = []
+    while True:
+        held.append(bytearray(16 << 20))
+
+
+def _segfault() -> None:
+    # faulthandler has one for the purpose; a null pointer through ctypes does without its report on stderr.
+    ctypes.string_at(0)
+
+
+DEATHS: dict[str, Callable[[], object]] = {
+    "SIGKILL": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "exit(3)": lambda: sys.exit(3),
+    "_exit(3)": lambda: os._exit(3),
+    "out of memory": _fill_memory,
+    "segfault": _segfault,
+}
+"""Ways in which a run's process can end without a word."""
 
 
 @contextmanager

@@ -106,7 +106,7 @@ def _is_lost(stored: Run, mine: Sequence[Effect]) -> bool:
 
 def _is_double(stored: Run, mine: Sequence[Effect], harmed: Mapping[int, float], may_restart: bool) -> bool:
     """More counts of it than one: see the top of this file."""
-    times = Counter((effect.phase, effect.attempt) for effect in mine)
+    times = Counter((effect.phase, effect.attempt) for effect in mine if effect.phase in ("start", "end"))
     last = next(effect.at for effect in mine if effect.phase == "end" and effect.attempt == stored.attempt)
     unharmed = any(
         effect.phase == "end" and effect.attempt != stored.attempt and not harmed.keys() & set(effect.processes)
@@ -179,4 +179,7 @@ def _most(intervals: Iterable[tuple[float, float]]) -> int:
 
 
 def _brief(effects: Iterable[Effect]) -> str:
-    return ", ".join(f"{effect.phase} {effect.attempt} at {effect.at:.3f}" for effect in effects) or "no effect"
+    """Its effects on a line; of what is written again and again, the last."""
+    kept = {(effect.attempt, effect.phase): effect for effect in effects}
+    shown = sorted(kept.values(), key=lambda effect: effect.at)
+    return ", ".join(f"{effect.phase} {effect.attempt} at {effect.at:.3f}" for effect in shown) or "no effect"

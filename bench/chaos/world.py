@@ -54,6 +54,7 @@ class World:
         self.submitters: list[Submitter] = []
         self._url = url
         self._pool_limit = pool_limit
+        self._created: dict[str, tuple[str, ...]] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> World:
@@ -119,10 +120,17 @@ class World:
         self.submitters.append(submitter)
         return submitter.start()
 
+    def create(self, new: Sequence[NewRun]) -> set[str]:
+        """Give in these runs now, by the side of the submitters; their ids."""
+        created = {one.id: each.tags for one, each in zip(self.store.runs.create(new), new, strict=True)}
+        self._created.update(created)
+        return set(created)
+
     @property
     def submitted(self) -> dict[str, tuple[str, ...]]:
         """The ids of all runs that were acknowledged, with their tags."""
-        return {run: tags for submitter in self.submitters for run, tags in dict(submitter.submitted).items()}
+        given = {run: tags for submitter in self.submitters for run, tags in dict(submitter.submitted).items()}
+        return {**self._created, **given}
 
     def staff(self, workers: int = 3, schedulers: int = 2, *, slots: int = 8) -> list[Member]:
         """Start so many workers and schedulers, and wait until all of them have said that they live."""
@@ -246,6 +254,15 @@ class World:
     def effects(self) -> list[Effect]:
         """The ledger's effects in the order of their moments."""
         return ledger.read(self.ledger)[0]
+
+    def moments(self, phase: str) -> dict[tuple[str, int], float]:
+        """When attempts first wrote an effect whose phase begins so, as seconds since 1970: (run, attempt) -> moment."""
+        ahead = time.time() - time.monotonic()
+        found: dict[tuple[str, int], float] = {}
+        for effect in self.effects():
+            if effect.phase.startswith(phase):
+                found.setdefault((effect.run, effect.attempt), effect.at + ahead)
+        return found
 
     def read_runs(self, ids: Iterable[str]) -> dict[str, Run]:
         """What Redis says of these runs, with their histories."""

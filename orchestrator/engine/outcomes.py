@@ -42,7 +42,8 @@ def level_of(state: State) -> int:
 
 def describe(problem: BaseException) -> str:
     """``Type: text`` on one line's worth of text."""
-    text = str(problem)
+    # Python says nothing more when an allocation fails.
+    text = str(problem) or ("out of memory" if isinstance(problem, MemoryError) else "")
     shown = f"{type(problem).__name__}: {text}" if text else type(problem).__name__
     return shown if len(shown) <= 2000 else f"{shown[:2000]}..."
 

@@ -246,3 +246,11 @@ def test_a_result_that_is_too_large_or_no_plain_data_is_left_out(recording: Reco
 
     results = {what: execute(recording, give, parameters={"what": what})[5] for what in ("large", "odd", "fine", "none")}
     assert results == {"large": b"", "odd": b"", "fine": b"\x81\xa1a\x91\x01", "none": b""}
+
+
+def test_a_failed_allocation_says_out_of_memory(recording: Recording) -> None:
+    @flow
+    def hungry() -> None:
+        raise MemoryError
+
+    assert execute(recording, hungry)[2:5] == ["FAILED", "Failed", "MemoryError: out of memory"]
