@@ -14,8 +14,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from orchestrator import clock
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+
+_CGROUP = Path("/proc/self/cgroup")
+_CGROUPS = Path("/sys/fs/cgroup")
+_VMSTAT = Path("/proc/vmstat")
 
 
 def die_with_parent(parent: int) -> None:
@@ -73,22 +79,85 @@ def is_alive(pid: int) -> bool:
     return True
 
 
+def children_of(pid: int) -> list[int]:
+    """The children of a process, those that have ended and were not waited for included (Linux only, else none)."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):  # it has just ended
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (task / "children").read_bytes().split())
+    return found
+
+
+def kill_tree(pid: int) -> None:
+    """SIGKILL to a process and all that descend from it. What is started meanwhile comes to whoever adopts orphans."""
+    for child in children_of(pid):
+        kill_tree(child)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def has_in_environment(pid: int, entry: str) -> bool:
+    """Whether a process was started with ``NAME=value`` in its environment (Linux only)."""
+    try:
+        return entry.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
 def describe_status(status: int) -> str:
-    """A wait status in words: ``killed by SIGSEGV``, ``exited with status 3``."""
+    """A wait status in words: ``killed by SIGSEGV (segmentation fault)``, ``exited with status 3``."""
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return f"exited with status {code}"
     try:
-        return f"killed by {signal.Signals(-code).name}"
+        name = signal.Signals(-code).name
     except ValueError:
         return f"killed by signal {-code}"
+    return f"killed by {name} ({_MEANINGS[name]})" if name in _MEANINGS else f"killed by {name}"
 
 
-def out_of_memory_kills() -> int:
-    """How often the kernel has killed a process for want of memory, in this control group or else on this machine.
+_MEANINGS = {
+    "SIGABRT": "aborted",
+    "SIGBUS": "bus error",
+    "SIGFPE": "arithmetic error",
+    "SIGILL": "illegal instruction",
+    "SIGSEGV": "segmentation fault",
+    "SIGSYS": "forbidden system call",
+    "SIGXCPU": "CPU time limit exceeded",
+    "SIGXFSZ": "file size limit exceeded",
+}
 
-    A process killed by SIGKILL while this number grew was most likely one of them. 0 where nobody counts.
+
+class OutOfMemory:
+    """Whether the kernel kills for want of memory here: the count of such kills, looked at now and then and at each death.
+
+    It counts in this control group, or else on this machine.
     """
+
+    def __init__(self) -> None:
+        self._before = self._latest = _out_of_memory_kills()
+        self._looked_at = clock.monotonic()
+        self._blamed = 0
+
+    def look(self) -> None:
+        """Forget older kills. Cheap, so it may be called often."""
+        now = clock.monotonic()
+        if now - self._looked_at >= 1.0:
+            # The one before is kept: a large process takes a while to die, and its kill may have been counted already.
+            self._before, self._latest, self._looked_at, self._blamed = self._latest, _out_of_memory_kills(), now, 0
+
+    def explains_a_kill(self) -> bool | None:
+        """Whether a SIGKILL that was just seen was probably one of them; None where nobody counts."""
+        count = _out_of_memory_kills()
+        if count is None or self._before is None:
+            return None
+        if count - self._before <= self._blamed:
+            return False
+        self._blamed += 1
+        return True
+
+
+def _out_of_memory_kills() -> int | None:
     for source in _oom_counters():
         try:
             text = source.read_text()
@@ -98,16 +167,24 @@ def out_of_memory_kills() -> int:
             name, _, value = line.partition(" ")
             if name == "oom_kill":
                 return int(value)
-    return 0
+    return None
 
 
 def _oom_counters() -> list[Path]:
-    places = [Path("/proc/vmstat")]
-    try:
-        line = Path("/proc/self/cgroup").read_text().splitlines()[-1]
-    except (OSError, IndexError):
-        return places
-    return [Path("/sys/fs/cgroup", line.rpartition(":")[2].lstrip("/"), "memory.events"), *places]
+    """Where to look, most exact first: the control group, version 2 or 1, as seen from outside a container or inside; all."""
+    groups: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        for line in _CGROUP.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            groups |= dict.fromkeys(controllers.split(","), path.lstrip("/"))
+    own, memory = groups.get("", ""), groups.get("memory", "")
+    return [
+        _CGROUPS / own / "memory.events",
+        _CGROUPS / "memory.events",
+        _CGROUPS / "memory" / memory / "memory.oom_control",
+        _CGROUPS / "memory" / "memory.oom_control",
+        _VMSTAT,
+    ]
 
 
 def _prctl(option: int, value: int) -> None:

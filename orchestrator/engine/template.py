@@ -20,8 +20,11 @@ A child waits for one ["run", {...}] on its frames socket, executes it and exits
 code and each child is a fresh interpreter (``--once``).
 
 Who dies with whom: the template kills its children's process groups and exits when the supervisor's socket closes; children
-are killed by the kernel when their template dies. The template, which waits for nothing but its sockets, also keeps the promise
-about leases: a child whose ``until`` passes without a new one is killed, even while the supervisor hangs or is stopped.
+are killed by the kernel when their template dies. Each child adopts what its descendants leave behind, so that no daemon gets
+away from it while it runs; when it ends, the template adopts all of that, and kills it before it says "exit".
+
+The template, which waits for nothing but its sockets, also keeps the promise about leases: a child whose ``until`` passes
+without a new one is killed, even while the supervisor hangs or is stopped.
 """
 
 from __future__ import annotations
@@ -51,14 +54,21 @@ LAST_WORK_S = 10.0
 _own_exit_handlers = 0
 _inherited_finalizers: list[Any] = []
 
-OUT_OF_MEMORY = "out of memory"
+OUT_OF_MEMORY = "out of memory: the kernel killed it"
 """The reason in "exit" of a child that the kernel killed for want of memory."""
+
+PERHAPS_OUT_OF_MEMORY = "killed by SIGKILL, perhaps by the kernel for lack of memory"
+"""The reason where nobody counts such kills."""
+
+BURIAL_S = 5.0
+"""How long a template that ends waits for the death of what it has killed."""
 
 
 def main(arguments: list[str]) -> int:
     """The command line of the module: ``FD`` for a template, ``--once FD PARENT`` for one child in mode spawn."""
     if arguments[0] == "--once":
         processes.die_with_parent(int(arguments[2]))
+        processes.adopt_orphans()
         _run_once(int(arguments[1]))
     processes.die_with_parent(os.getppid())
     return Template(int(arguments[0])).serve()
@@ -81,7 +91,8 @@ class Template:
         self._children: dict[int, float | None] = {}  # pid -> trusted until, monotonic
         self._ended: set[int] = set()  # reported, not reaped
         self._untrusted: set[int] = set()
-        self._out_of_memory_kills = 0
+        self._out_of_memory = processes.OutOfMemory()
+        self._helpers: set[int] = set()  # processes that the flow's module started when it was imported
         self._wakeup, self._wakeup_writer = os.pipe()
 
     def serve(self) -> int:
@@ -106,9 +117,25 @@ class Template:
                 self._report_ended()
             if self._socket.fileno() in ready and not self._receive():
                 break
+        self._end_all(poll)
+        return 0
+
+    def _end_all(self, poll: Any) -> None:
+        """Kill the children with all that descends from them, and see them dead: nobody else would find what left its group."""
         for pid in self._children:
             processes.signal_group(pid, signal.SIGKILL)
-        return 0
+        poll.unregister(self._socket)
+        deadline = clock.monotonic() + BURIAL_S
+        while not self._is_all_over() and (left_s := deadline - clock.monotonic()) > 0:
+            poll.poll(left_s * 1000)
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wakeup, 4096)
+
+    def _is_all_over(self) -> bool:
+        self._kill_what_was_left()
+        # Not waited for: the supervisor may still signal their groups, by numbers that must not be given to others yet.
+        dead = [os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) for pid in self._children]
+        return all(dead) and not self._strangers()
 
     def _first_message(self) -> list[Any] | None:
         while True:
@@ -154,7 +181,8 @@ class Template:
             os.set_blocking(descriptor, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wakeup_writer, warn_on_full_buffer=False)
-        self._out_of_memory_kills = processes.out_of_memory_kills()
+        self._helpers = set(processes.children_of(os.getpid()))
+        processes.adopt_orphans()
 
     def _milliseconds_to_next_deadline(self) -> float | None:
         deadlines = [until for until in self._children.values() if until is not None]
@@ -169,24 +197,40 @@ class Template:
                 processes.signal_group(pid, signal.SIGKILL)
 
     def _report_ended(self) -> None:
+        ended = []
         for pid in list(self._children.keys() - self._ended):
             # WNOWAIT: the zombie keeps its number until the supervisor has killed what is left of its group.
-            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if ended is None:
-                continue
+            end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if end is not None:
+                ended.append(end)
+        # Before anybody hears of the end: what was left behind must not meet the run's next attempt.
+        self._kill_what_was_left()
+        for end in ended:
+            pid = end.si_pid
             self._ended.add(pid)
             self._children[pid] = None
-            status = ended.si_status << 8 if ended.si_code == os.CLD_EXITED else ended.si_status
+            status = end.si_status << 8 if end.si_code == os.CLD_EXITED else end.si_status
             self._send(["exit", pid, status, self._reason(pid, status)])
+
+    def _strangers(self) -> list[int]:
+        """Processes that this one has adopted. A run keeps what it starts, however deep, so theirs have ended."""
+        known = self._children.keys() | self._helpers
+        return [pid for pid in processes.children_of(os.getpid()) if pid not in known]
+
+    def _kill_what_was_left(self) -> None:
+        """Kill what ended runs have left behind, and bury it. What those leave in turn comes here too, with a SIGCHLD each."""
+        for pid in self._strangers():
+            processes.kill_tree(pid)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
 
     def _reason(self, pid: int, status: int) -> str:
         if pid in self._untrusted:
             return UNTRUSTED
-        if status == signal.SIGKILL:
-            before, self._out_of_memory_kills = self._out_of_memory_kills, processes.out_of_memory_kills()
-            if self._out_of_memory_kills > before:
-                return OUT_OF_MEMORY
-        return ""
+        if status != signal.SIGKILL:
+            return ""
+        is_explained = self._out_of_memory.explains_a_kill()
+        return PERHAPS_OUT_OF_MEMORY if is_explained is None else OUT_OF_MEMORY if is_explained else ""
 
     def _receive(self) -> bool:
         import socket
@@ -206,6 +250,7 @@ class Template:
                 for pid, until in values[0]:
                     if pid in self._children and pid not in self._ended:
                         self._children[pid] = until
+                self._out_of_memory.look()
             elif kind == "reap":
                 self._reap(values[0])
         return True
@@ -233,6 +278,7 @@ class Template:
         try:
             os.setpgid(0, 0)
             processes.die_with_parent(parent)
+            processes.adopt_orphans()
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for descriptor in (self._socket.fileno(), self._wakeup, self._wakeup_writer, *self._descriptors):

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
 
+from harness import eventually
 from orchestrator.engine import template as module
-from orchestrator.engine.template import UNTRUSTED
+from orchestrator.engine.template import OUT_OF_MEMORY, UNTRUSTED
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks")
 
@@ -41,18 +43,25 @@ def counts_exit_handlers() -> int:
 def waits() -> None:
     import signal
     signal.pause()
+
+@flow
+def eats_memory() -> None:
+    eaten = []
+    while True:
+        eaten.append(bytearray(b"x" * (1 << 20)))
 """
 
 
 class Supervisor:
     """A template and the supervisor's ends of its sockets."""
 
-    def __init__(self, folder: Path, function: str, mode: str = "fork") -> None:
+    def __init__(self, folder: Path, function: str, mode: str = "fork", prefix: Sequence[str] = ()) -> None:
         self.socket, theirs = socket.socketpair()
         self.socket.settimeout(30)
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "orchestrator.engine.template", str(theirs.fileno())], pass_fds=[theirs.fileno()]
+                [*prefix, sys.executable, "-P", "-m", "orchestrator.engine.template", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
             )
         self._unpacker = msgpack.Unpacker()
         spec = {"entrypoint": f"flows.py:{function}", "path": str(folder), "pull": [], "env": {}, "mode": mode}
@@ -164,6 +173,39 @@ def test_a_child_whose_time_is_up_is_killed_without_being_told_again(waiting: Su
     waiting.send("trust", [[pid, time.monotonic() + 0.05]])
     assert waiting.receive() == ["exit", pid, signal.SIGKILL, UNTRUSTED]
     frames.close()
+
+
+@pytest.fixture
+def small_group() -> Iterator[Path]:
+    """A control group of 96 MB. Without the right to make one, the test is skipped."""
+    version_1 = Path("/sys/fs/cgroup/memory")
+    group = (version_1 if version_1.is_dir() else Path("/sys/fs/cgroup")) / f"orch-test-{os.getpid()}"
+    limit = "memory.limit_in_bytes" if version_1.is_dir() else "memory.max"
+    try:
+        group.mkdir()
+        (group / limit).write_text(str(96 << 20))
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            group.rmdir()
+        pytest.skip(f"needs the right to make a control group, as root has: {error}")
+    yield group
+    eventually(lambda: not (group / "cgroup.procs").read_text(), what="the end of its processes")
+    group.rmdir()
+
+
+def test_a_child_that_the_kernel_kills_for_want_of_memory_has_that_for_a_reason(folder: Path, small_group: Path) -> None:
+    enter = ["sh", "-c", 'echo $$ > "$0"/cgroup.procs && exec "$@"', str(small_group)]
+    supervisor = Supervisor(folder, "eats_memory", prefix=enter)
+    assert supervisor.receive()[0] == "loaded"
+    pid, frames = supervisor.fork()
+    supervisor.run(frames)
+    assert supervisor.receive() == ["exit", pid, signal.SIGKILL, OUT_OF_MEMORY]
+    pid, other = supervisor.fork()
+    os.kill(pid, signal.SIGKILL)
+    assert supervisor.receive() == ["exit", pid, signal.SIGKILL, ""], "one such kill explains one death"
+    for socket_ in (frames, other):
+        socket_.close()
+    supervisor.close()
 
 
 def test_a_child_whose_run_never_comes_exits_quietly(waiting: Supervisor) -> None:

@@ -26,6 +26,7 @@ from orchestrator import clock
 from orchestrator.engine import processes
 from orchestrator.engine.template import LAST_WORK_S, UNTRUSTED
 from orchestrator.models import Deployment
+from orchestrator.settings import child_environment
 
 MAX_TEMPLATES = 8
 """Templates kept at a time; the one unused for longest goes first. Each costs what its flow's module imports."""
@@ -36,6 +37,7 @@ LINGER_S = LAST_WORK_S + 5.0
 OUTPUT_BYTES_PER_S = 4 * 1024 * 1024
 """A child that prints more has to wait: its pipe is not read for the rest of the second."""
 
+_MARK = "_ORCH_WORKER"
 _READ_BYTES = 256 * 1024
 _FORKS_PER_MESSAGE = 20  # three descriptors each; the template takes 64 at a time
 _TEMPLATE_OUTPUT_BYTES = 64 * 1024
@@ -48,7 +50,10 @@ class ProcessExecutor:
         self, host: Host, limit: int, environment: Mapping[str, str] | None = None, *, max_templates: int = MAX_TEMPLATES
     ) -> None:
         self._host = host
-        self._environment = environment
+        # Whoever descends from a template bears this, also one that has left its session and whose parents are all gone.
+        self._mark = f"{_MARK}={os.getpid()}-{os.urandom(4).hex()}"
+        name, _, value = self._mark.partition("=")
+        self._environment = {**(child_environment() if environment is None else environment), name: value}
         self._limit = limit
         self._max_templates = max_templates
         self._templates: dict[str, _Template] = {}  # deployment id -> the one in use, most recently used last
@@ -141,14 +146,7 @@ class ProcessExecutor:
 
     def children_ended(self) -> None:
         """Bury this process's own children: templates, and what they left behind when they died."""
-        while True:
-            try:
-                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return
-            if ended is None:
-                return
-            pid = ended.si_pid
+        while (pid := _next_to_bury()) is not None:
             template = self._all.pop(pid, None)
             orphan = self._orphans.pop(pid, None)
             if template is not None:
@@ -160,6 +158,13 @@ class ProcessExecutor:
                 self._report_template_end(template, status)
             elif orphan is not None:
                 self._child_ended(orphan, orphan.orphaned_by)
+        self._kill_what_was_left()
+
+    def _kill_what_was_left(self) -> None:
+        """Kill what the runs of a killed template had started and hidden from its group. A living template sees to its own."""
+        for pid in processes.children_of(os.getpid()):
+            if pid not in self._all and pid not in self._orphans and processes.has_in_environment(pid, self._mark):
+                processes.kill_tree(pid)
 
     def close(self) -> None:
         """Close every template's socket, on which it kills its children and exits; wait until all are gone."""
@@ -176,6 +181,7 @@ class ProcessExecutor:
             self._orphans.pop(pid, None)
             processes.signal_group(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+        self._kill_what_was_left()
         for child in list(self._children.values()):
             child.close()
         self._children.clear()
@@ -403,6 +409,15 @@ class ProcessExecutor:
         self._throttled.append(resume)
 
 
+def _next_to_bury() -> int | None:
+    """A child of this process that has ended and was not waited for."""
+    try:
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    return None if ended is None else ended.si_pid
+
+
 def run_frame(job: Job) -> dict[str, Any]:
     """What a child is told about its run."""
     run, deployment = job.run, job.deployment
@@ -436,7 +451,7 @@ def load_spec(deployment: Deployment) -> dict[str, Any]:
 class _Template:
     """One template process, as its supervisor sees it."""
 
-    def __init__(self, deployment: Deployment, mode: str, environment: Mapping[str, str] | None) -> None:
+    def __init__(self, deployment: Deployment, mode: str, environment: Mapping[str, str]) -> None:
         self.deployment = deployment
         self.waiting: deque[Job] = deque()
         self.idle: deque[_Child] = deque()  # started or being started, no run yet
@@ -458,7 +473,7 @@ class _Template:
         self._lines = Lines()
         self.pid = self._start(mode, environment)
 
-    def _start(self, mode: str, environment: Mapping[str, str] | None) -> int:
+    def _start(self, mode: str, environment: Mapping[str, str]) -> int:
         self.socket, theirs = socket.socketpair()
         self.output, output = os.pipe()
         os.set_blocking(self.output, False)

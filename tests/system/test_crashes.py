@@ -1,0 +1,289 @@
+"""Runs that crash, and what they have started: with real processes, real signals and a real server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from harness import eventually
+from orch_scheduler.service import Scheduler
+from orchestrator.settings import Settings
+from orchestrator.store import Store
+from worker_processes import (
+    deploy,
+    is_alive,
+    kill,
+    log_of,
+    submit,
+    wait_for_end,
+    wait_until_gone,
+    worker,
+)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+FLOWS = '''
+"""Flows that crash, and flows that start processes which do not want to be found."""
+import os, resource, signal, subprocess, sys
+from pathlib import Path
+
+from orchestrator import flow
+
+def note(folder: str, pid: int) -> None:
+    with open(f"{folder}/pids", "a") as pids:
+        pids.write(f"{pid}\\n")
+
+def wait_at_gate(folder: str) -> None:
+    with open(f"{folder}/started", "a") as started:
+        started.write(f"{os.getpid()}\\n")
+    with open(f"{folder}/gate") as gate:
+        gate.readline()
+
+def become_daemon(folder: str) -> None:
+    """As daemons do: fork, leave the session, fork again. It ignores every polite signal."""
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    # A program that it starts, in a session of its own and with an environment of its own.
+    program = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"], start_new_session=True, env={})
+    note(folder, program.pid)
+    note(folder, os.getpid())
+    while True:
+        signal.pause()
+
+@flow
+def leaves_daemons(folder: str, then: str = "return") -> None:
+    become_daemon(folder)
+    while not Path(folder, "pids").exists() or len(Path(folder, "pids").read_text().split()) < 2:
+        pass
+    if then == "wait":
+        wait_at_gate(folder)
+    elif then == "exit":
+        os._exit(3)
+
+@flow
+def answers() -> int:
+    return 42
+
+@flow
+def waits(folder: str) -> None:
+    wait_at_gate(folder)
+
+@flow
+def kills_itself() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+@flow
+def leaves_python() -> None:
+    sys.exit(3)
+
+@flow
+def takes_too_much_memory() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+    bytearray(1 << 31)
+'''
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A project with ``flows.py`` and a named pipe called gate."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "flows.py").write_text(FLOWS)
+    os.mkfifo(folder / "gate")
+    return folder
+
+
+@pytest.fixture
+def scheduler(store: Store) -> Iterator[None]:
+    """A scheduler that works beside the test."""
+    import threading
+
+    running = Scheduler(store)
+    thread = threading.Thread(target=running.run)
+    thread.start()
+    yield
+    running.stop()
+    thread.join(30)
+
+
+def numbers(file: Path) -> list[int]:
+    """The process numbers in a file, none before it is there."""
+    return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+
+def wait_for_daemons(folder: Path) -> list[int]:
+    """The daemon and the program that it has started."""
+    return eventually(lambda: found if len(found := numbers(folder / "pids")) == 2 else None, what="the daemons") or []
+
+
+def wait_for_start(folder: Path, count: int = 1) -> int:
+    """Wait until so many bodies wait at the gate; the process of the last."""
+    eventually(lambda: len(numbers(folder / "started")) >= count, what=f"{count} starts")
+    return numbers(folder / "started")[count - 1]
+
+
+def let_go(folder: Path) -> None:
+    with (folder / "gate").open("w") as gate:
+        gate.write("let go\n")
+
+
+# -- what a run leaves behind
+
+
+@pytest.mark.parametrize(("then", "state"), [("return", "Completed"), ("exit", "Crashed")])
+def test_a_daemon_does_not_outlive_the_run_that_started_it(
+    store: Store, settings: Settings, folder: Path, then: str, state: str
+) -> None:
+    """One that had left its session lived on, adopted by the worker or by init."""
+    run = submit(store, deploy(store, folder, "leaves_daemons"), crash_budget=1, folder=str(folder), then=then)
+    with worker(settings):
+        assert wait_for_end(store, run).state.name == state
+        daemons = wait_for_daemons(folder)
+        eventually(lambda: not [pid for pid in daemons if Path(f"/proc/{pid}").exists()], what="their burial")
+
+
+def test_a_daemon_lives_as_long_as_its_run_whatever_other_runs_do(store: Store, settings: Settings, folder: Path) -> None:
+    deployment = deploy(store, folder, "leaves_daemons")
+    first = submit(store, deployment, folder=str(folder), then="wait")
+    with worker(settings):
+        wait_for_start(folder)
+        daemons = wait_for_daemons(folder)
+        other = submit(store, deployment, folder=str(folder))
+        assert wait_for_end(store, other).state.name == "Completed"
+        others = numbers(folder / "pids")[2:]
+        wait_until_gone(others)
+        assert all(map(is_alive, daemons))
+        let_go(folder)
+        assert wait_for_end(store, first).state.name == "Completed"
+        wait_until_gone(daemons)
+
+
+def test_a_daemon_is_killed_with_its_cancelled_run(store: Store, settings: Settings, folder: Path) -> None:
+    run = submit(store, deploy(store, folder, "leaves_daemons"), folder=str(folder), then="wait")
+    with worker(settings):
+        wait_for_start(folder)
+        daemons = wait_for_daemons(folder)
+        store.runs.cancel(run)
+        assert wait_for_end(store, run).state.name == "Cancelled"
+        wait_until_gone(daemons)
+
+
+@pytest.mark.parametrize("killed", ["supervisor", "template", "child"])
+def test_a_daemon_dies_whichever_process_of_the_worker_is_killed(
+    store: Store, settings: Settings, folder: Path, killed: str
+) -> None:
+    submit(store, deploy(store, folder, "leaves_daemons"), crash_budget=1, folder=str(folder), then="wait")
+    with worker(settings) as struck:
+        child = wait_for_start(folder)
+        daemons = wait_for_daemons(folder)
+        [template] = struck.templates()
+        kill({"supervisor": struck.pid, "template": template, "child": child}[killed])
+        if killed == "template":
+            # What has thrown away the mark of its worker as well as its parents is found by descent alone.
+            wait_until_gone([child, daemons[1]])
+        wait_until_gone([child, *daemons])
+
+
+def test_a_fresh_interpreter_for_each_run_leaves_no_daemons_either(store: Store, settings: Settings, folder: Path) -> None:
+    thread = "\nimport threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+    (folder / "flows.py").write_text(FLOWS + thread)
+    run = submit(store, deploy(store, folder, "leaves_daemons"), folder=str(folder))
+    with worker(settings) as spawning:
+        spawning.wait_until_said("started threads")
+        assert wait_for_end(store, run).state.name == "Completed"
+        wait_until_gone(wait_for_daemons(folder))
+
+
+def test_a_program_that_the_module_has_started_serves_all_runs(store: Store, settings: Settings, folder: Path) -> None:
+    """A helper such as a tracker of shared memory belongs to the template, not to the first run that ends."""
+    helper = f"\nnote({str(folder)!r}, subprocess.Popen([sys.executable, '-c', 'import signal; signal.pause()']).pid)\n"
+    (folder / "flows.py").write_text(FLOWS + helper)
+    deployment = deploy(store, folder, "answers")
+    with worker(settings) as steady:
+        for _ in range(2):
+            assert wait_for_end(store, submit(store, deployment)).state.name == "Completed"
+        [program] = numbers(folder / "pids")
+        assert is_alive(program)
+        steady.signal(signal.SIGTERM)
+        assert steady.wait() == 0
+        wait_until_gone([program])
+
+
+# -- why it crashed, and what follows
+
+
+def test_a_flow_that_exceeds_its_memory_limit_says_so(store: Store, settings: Settings, folder: Path) -> None:
+    run = submit(store, deploy(store, folder, "takes_too_much_memory"))
+    with worker(settings):
+        ended = wait_for_end(store, run)
+    assert "MemoryError: out of memory" in ended.state.message
+
+
+def test_a_flow_that_leaves_python_has_crashed_and_is_not_started_again(store: Store, settings: Settings, folder: Path) -> None:
+    """As those know it who come from Prefect: an exit is no failure of the flow, and no accident of its process."""
+    run = submit(store, deploy(store, folder, "leaves_python"))
+    with worker(settings):
+        ended = wait_for_end(store, run)
+    assert (ended.state.name, ended.state.message) == ("Crashed", "Its code left Python with exit status 3.")
+    assert (ended.attempt, ended.crash_count) == (1, 0)
+
+
+def test_what_kills_its_process_each_time_is_in_quarantine_after_exactly_three_starts(
+    store: Store, settings: Settings, folder: Path, scheduler: None
+) -> None:
+    run = submit(store, deploy(store, folder, "kills_itself"))
+    with worker(settings):
+        ended = wait_for_end(store, run)
+    assert (ended.state.name, ended.crash_count, ended.run_count, ended.attempt) == ("Crashed", 3, 3, 3)
+    assert ended.is_quarantined
+    told = [entry.message for entry in ended.history if "lost" in entry.message]
+    assert [message.split(":")[0] for message in told] == [
+        "Started again, 1 of 3 starts lost",
+        "Starts again in 1 s, 2 of 3 starts lost",
+        "Its process was lost (3 of 3 starts)",
+    ]
+    assert all("killed by SIGKILL" in message for message in told)
+
+
+def test_without_a_scheduler_a_worker_starts_a_crashed_run_again_by_itself(
+    store: Store, settings: Settings, folder: Path
+) -> None:
+    store.write_settings(replace(store.settings, lease=timedelta(seconds=3)))
+    run = submit(store, deploy(store, folder, "kills_itself"))
+    with worker(settings):
+        ended = wait_for_end(store, run)
+    assert (ended.crash_count, ended.run_count) == (3, 3)
+
+
+# -- rolling restarts
+
+
+def test_runs_past_the_grace_are_handed_back_and_go_on_at_once_elsewhere(
+    store: Store, settings: Settings, folder: Path
+) -> None:
+    run = submit(store, deploy(store, folder, "waits"), folder=str(folder))
+    with worker(settings, name="old", grace=timedelta(milliseconds=100)) as old:
+        wait_for_start(folder)
+        with worker(settings, name="new"):
+            old.signal(signal.SIGTERM)
+            wait_for_start(folder, 2)
+            assert old.wait() == 0
+            found = store.runs.get(run)
+            assert (found.worker, found.attempt, found.crash_count) == ("new", 2, 0)
+            let_go(folder)
+            assert wait_for_end(store, run).state.name == "Completed"
+    assert [line for line in log_of(store, run) if "handed back" in line[1]]
