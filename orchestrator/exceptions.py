@@ -20,6 +20,8 @@
     ├── StepError               a deployment step failed
     ├── MissingContextError     called outside a flow or task run (a RuntimeError too)
     ├── RunTimedOut             a flow or task took longer than its timeout_seconds (a TimeoutError too)
+    ├── ConcurrencySlotAcquisitionError      slots of a concurrency limit cannot be had, however long one waits
+    ├── AcquireConcurrencySlotTimeoutError   they were not free within timeout_seconds (a TimeoutError too)
     ├── MissingResult           the state carries no result
     ├── FailedRun               a run ended Failed and left no exception to raise
     ├── CrashedRun              a run ended Crashed
@@ -144,6 +146,14 @@ class MissingContextError(OrchError, RuntimeError):
 
 class RunTimedOut(OrchError, TimeoutError):
     """The run took longer than it may."""
+
+
+class ConcurrencySlotAcquisitionError(OrchError):
+    """The slots cannot be had."""
+
+
+class AcquireConcurrencySlotTimeoutError(OrchError, TimeoutError):
+    """The slots were not free in time."""
 
 
 class MissingResult(OrchError):

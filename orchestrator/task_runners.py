@@ -8,14 +8,17 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import futures
 from orchestrator.engine.termination import Terminated, stop_thread
+from orchestrator.exceptions import OrchError
 from orchestrator.futures import Future
 
 if TYPE_CHECKING:
+    from orchestrator.engine.link import Word
     from orchestrator.engine.task_call import TaskCall
     from orchestrator.tasks import Task
 
@@ -54,11 +57,20 @@ class TaskRunner(ABC):
         self.finish(cancel=kind is not None)
 
 
+@dataclass(slots=True)
+class _Line:
+    """Tasks with the same tags. ``asking`` counts those that asked for their slots and have not begun to run."""
+
+    waiting: deque[tuple[TaskCall, Callable[[], None]]] = field(default_factory=deque)
+    asking: int = 0
+
+
 class ThreadPoolTaskRunner(TaskRunner):
     """Runs tasks in threads of this process, ``max_workers`` at a time.
 
     A task that waits for another's future gives up its place meanwhile, so that tasks which submit tasks never wait for each
-    other for ever, however few workers there are. A task whose inputs are futures takes no thread before these have ended.
+    other for ever, however few workers there are. A task whose inputs are futures takes no thread before these have ended, and
+    one whose tags are limited none before it has its slots. Of each set of tags as many as there are workers ask for theirs.
     """
 
     def __init__(self, max_workers: int | None = None) -> None:
@@ -72,6 +84,7 @@ class ThreadPoolTaskRunner(TaskRunner):
         self._all_done = threading.Condition(self._lock)
         self._unfinished: dict[Future[Any], TaskCall] = {}
         self._ready: deque[Callable[[], None]] = deque()
+        self._lines: dict[tuple[str, ...], _Line] = {}
         self._running: dict[Future[Any], int] = {}
         self._threads: list[threading.Thread] = []
         self._busy = 0
@@ -100,11 +113,12 @@ class ThreadPoolTaskRunner(TaskRunner):
         with self._lock:
             self._unfinished[future] = call
         run = partial(contextvars.copy_context().run, self._run, future, call)
+        enqueue = partial(self._enqueue, run) if call.slots is None else partial(self._line_up, call, run)
         upstream = pending_futures((*args, *kwargs.values(), *(needed or ())))
         if upstream:
-            _when_all_ended(upstream, lambda: self._enqueue(run))
+            _when_all_ended(upstream, enqueue)
         else:
-            self._enqueue(run)
+            enqueue()
         return future
 
     def finish(self, *, cancel: bool = False) -> None:
@@ -126,6 +140,38 @@ class ThreadPoolTaskRunner(TaskRunner):
         with self._lock:
             self._ready.append(run)
             self._use_free_place()
+
+    def _line_up(self, call: TaskCall, run: Callable[[], None]) -> None:
+        with self._lock:
+            line = self._lines.setdefault(call.task_run.tags, _Line())
+            line.waiting.append((call, run))
+        self._ask_next(line)
+
+    def _ask_next(self, line: _Line) -> None:
+        """Have the next of the line ask for its slots; it becomes ready when it has them."""
+        with self._lock:
+            if not line.waiting or line.asking >= self._limit:
+                return
+            line.asking += 1
+            call, run = line.waiting.popleft()
+        slots = call.slots
+
+        def begin() -> None:
+            with self._lock:
+                line.asking -= 1
+            self._ask_next(line)
+            run()
+
+        def hear(word: Word) -> None:
+            with suppress(OrchError):  # in its thread it asks once more, and fails there
+                if slots is None or not slots.hear(word):
+                    return
+            self._enqueue(begin)
+
+        if slots is None:  # it was dropped
+            self._enqueue(begin)
+        else:
+            slots.ask(hear)
 
     def _use_free_place(self) -> None:
         """With the lock held: let a thread take the next task, if there is a place. It passes this on when it has."""
@@ -206,6 +252,7 @@ class ThreadPoolTaskRunner(TaskRunner):
     def _cancel(self) -> None:
         with self._lock:
             self._ready.clear()
+            self._lines.clear()
             waiting = {future: call for future, call in self._unfinished.items() if future not in self._running}
             self._unfinished = {future: call for future, call in self._unfinished.items() if future in self._running}
             for thread in self._running.values():

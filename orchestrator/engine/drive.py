@@ -10,11 +10,14 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.engine.timeouts import TimeLimit
 from orchestrator.exceptions import RunTimedOut
 from orchestrator.logging.loggers import get_logger
+
+if TYPE_CHECKING:
+    from orchestrator.engine.slots import Slots
 
 Hook = Callable[[], Any]
 
@@ -22,8 +25,9 @@ Hook = Callable[[], Any]
 class Call(ABC):
     """One call of a flow or task, as the drivers see it.
 
-    ``open`` it; inside its ``context``, ``begin`` an attempt, run ``fn``, tell ``returned`` or ``raised``, wait ``delay``
-    seconds, until ``begin`` says that there is no other; ``close`` it, whatever happened; the caller gets its ``outcome``.
+    ``open`` it; inside its ``context``, take the ``slots`` that an attempt needs, ``begin`` it, run ``fn``, tell ``returned``
+    or ``raised``, wait ``delay`` seconds, until ``begin`` says that there is no other; ``close`` it, whatever happened; the
+    caller gets its ``outcome``.
     """
 
     fn: Callable[..., Any]
@@ -33,6 +37,7 @@ class Call(ABC):
     timeout: float | None
     delay: float
     due_hooks: list[Hook]
+    slots: Slots | None = None
 
     @property
     @abstractmethod
@@ -73,7 +78,7 @@ def call_plain(call: Call) -> Any:
     call.open()
     try:
         with call.context:
-            while call.begin():
+            while _begin(call):
                 if call.due_hooks:
                     _fire(call)
                 try:
@@ -102,7 +107,7 @@ async def call_async(call: Call) -> Any:
     call.open()
     try:
         with call.context:
-            while call.begin():
+            while await _begin_async(call):
                 await _fire_async(call)
                 try:
                     value = await _within_time(call)
@@ -128,7 +133,7 @@ def generate(call: Call) -> Generator[Any, Any, Any]:
     try:
         while True:
             with call.context:
-                if not call.begin():
+                if not _begin(call):
                     break
                 _fire(call)
             steps = call.fn(*call.args, **call.kwargs)
@@ -166,7 +171,7 @@ async def generate_async(call: Call) -> AsyncGenerator[Any, Any]:
     try:
         while True:
             with call.context:
-                if not call.begin():
+                if not await _begin_async(call):
                     break
                 await _fire_async(call)
             steps: AsyncGenerator[Any, Any] = call.fn(*call.args, **call.kwargs)
@@ -248,6 +253,18 @@ def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 async def _collect(items: AsyncIterator[Any]) -> list[Any]:
     return [item async for item in items]
+
+
+def _begin(call: Call) -> bool:
+    if call.slots is not None:
+        call.slots.take()
+    return call.begin()
+
+
+async def _begin_async(call: Call) -> bool:
+    if call.slots is not None:
+        await call.slots.take_async()
+    return call.begin()
 
 
 async def _within_time(call: Call) -> Any:

@@ -23,7 +23,7 @@ from typing import Any
 
 from orchestrator import clock
 from orchestrator.engine import protocol
-from orchestrator.engine.protocol import Frame
+from orchestrator.engine.protocol import Frame, Wanted
 from orchestrator.exceptions import OrchError, StoreUnavailable
 from orchestrator.models import TaskRun
 
@@ -38,6 +38,10 @@ _SEND_SECONDS = 30
 _RECEIVE_BYTES = 256 * 1024
 
 _LogLine = tuple[str, int, int, str, str, str | None]
+
+Word = tuple[str, Any]
+"""What is heard of a call for slots: ``waits`` and for what; then, as the last, what the store answered with its detail, or
+``error`` with the exception, or ``lost`` with why the recorder cannot be reached."""
 
 
 class Link:
@@ -83,6 +87,7 @@ class Link:
         self._ended: dict[str, str] = {}
         self._cancelled: dict[str, str] = {}
         self._requests = itertools.count(1)
+        self._calls: dict[int, Callable[[Word], object]] = {}
         _links.add(self)
 
     # Noting and sending
@@ -162,6 +167,28 @@ class Link:
             raise _as_exception(value)
         return value
 
+    def new_call(self) -> int:
+        """The number for a call for slots."""
+        return next(self._requests)
+
+    def acquire(self, call: int, run: str, wanted: Wanted, tell: Callable[[Word], object]) -> None:
+        """Ask for slots. ``tell`` is called with each word about them, by the thread that reads: it must not block."""
+        self.listen()
+        with self._arrived:
+            lost = self.lost
+            if lost is None:
+                self._calls[call] = tell
+        if lost is not None:
+            tell(("lost", lost))
+        else:
+            self.send([protocol.ACQUIRE, call, run, *wanted])
+
+    def release(self, call: int, run: str) -> None:
+        """Give the slots of a call back, or wait for them no longer: nothing more is told. Waits for nobody."""
+        with self._arrived:
+            self._calls.pop(call, None)
+        self.send([protocol.RELEASE, run, call])
+
     def wait_ended(self, run: str, timeout: float, *, timeout_in_trouble: float) -> str | None:
         """Wait until the end of a run is in Redis: ok, again or superseded. None if that was not confirmed in time.
 
@@ -238,9 +265,12 @@ class Link:
 
     def _lose(self, reason: str) -> None:
         if self.lost is None:
-            self.lost = reason
             with self._arrived:
+                self.lost = reason
+                calls, self._calls = self._calls, {}
                 self._arrived.notify_all()
+            for tell in calls.values():
+                tell(("lost", reason))
             if self._on_lost is not None and not self._closing.is_set() and not self.is_unfit:
                 self._on_lost(reason)
 
@@ -268,6 +298,14 @@ class Link:
             pass
 
     def _take(self, frame: Frame) -> None:
+        match frame:
+            case [protocol.WAITS, int(request), str(detail)]:
+                if tell := self._calls.get(request):
+                    tell((protocol.WAITS, detail))
+                return
+            case [protocol.ANSWER, int(request), bool(ok), value] if tell := self._calls.pop(request, None):
+                tell((str(value[0]), str(value[1])) if ok else ("error", _as_exception(value)))
+                return
         with self._arrived:
             match frame:
                 case [protocol.ANSWER, int(request), bool(ok), value]:

@@ -11,10 +11,15 @@ first item of a frame says what it is.
       tasks  run, rows                  see ``task_row``; a later row of a task run replaces an earlier one
       end    run, type, name, message, result, retry_in_ms or None
       ask    request, what, arguments   something only the recorder can fetch
+      acquire request, run, of, names, occupy, rate, strict, patient
+                                        slots of concurrency limits; the request is the call's number, by which it is released.
+                                        Not patient: what is not there at once is refused
+      release run, call                 the slots are given back, or waited for no longer; no answer
 
     recorder -> engine
       run      the run to execute       first frame to a worker's child
-      answer   request, ok, value
+      answer   request, ok, value       to acquire: granted, or why not, and a detail
+      waits    request, detail          the slots are not free; the answer comes when they are
       ended    run, answer              ok, again or superseded, as ``finish`` said
       cancel   run, message             someone wants the run stopped; SIGTERM follows it
       trouble  message                  the recorder cannot reach Redis, the run goes on; no message: it can again
@@ -25,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -39,9 +44,12 @@ LOG = "log"
 TASKS = "tasks"
 END = "end"
 ASK = "ask"
+ACQUIRE = "acquire"
+RELEASE = "release"
 
 RUN = "run"
 ANSWER = "answer"
+WAITS = "waits"
 ENDED = "ended"
 CANCEL = "cancel"
 TROUBLE = "trouble"
@@ -56,6 +64,17 @@ MESSAGE_CHARACTERS = 4000
 _BUFFER_BYTES = 64 * 1024 * 1024
 
 Frame = list[Any]
+
+
+class Wanted(NamedTuple):
+    """Slots that code of a run asks for; see ``store.limits.Acquire``. Who is not ``patient`` does not wait for them."""
+
+    of: str
+    names: list[str]
+    occupy: int = 1
+    rate: bool = False
+    strict: bool = False
+    patient: bool = True
 
 
 def pack(frame: Frame) -> bytes:

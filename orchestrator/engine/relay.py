@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import clock
 from orchestrator.engine import protocol
-from orchestrator.engine.protocol import Frame
+from orchestrator.engine.protocol import Frame, Wanted
 from orchestrator.exceptions import OrchError, StoreUnavailable
 from orchestrator.models import LogLine, NewRun, TaskRun, as_json
 from orchestrator.states import State, StateType
-from orchestrator.store.answers import ClaimRequest, Claims, End, Lapsed, Start, Turn
+from orchestrator.store.answers import Acquire, Acquired, ClaimRequest, Claims, End, Lapsed, Start, Turn
 
 if TYPE_CHECKING:
     from orchestrator.store import Store
@@ -35,6 +35,7 @@ LOG_LINES = 10_000
 
 _LINES_A_CALL = 1000
 _ROWS_A_CALL = 1000
+_CALLS_A_TURN = 100
 _FIRST_RETRY = 0.25
 _LAST_RETRY = 5.0
 
@@ -106,6 +107,19 @@ class _Question:
     arguments: Sequence[Any]
 
 
+@dataclass(slots=True)
+class _Call:
+    """Slots that a run waits for; ``by_time``: time alone makes room, and nobody else sees to it."""
+
+    child: Child
+    run: str
+    number: int
+    wanted: Wanted
+    is_known: bool = False  # to the store, as far as we can tell
+    is_told: bool = False
+    by_time: bool = False
+
+
 class Relay:
     """Frames of many children on one side, one store on the other. Not thread-safe: one loop drives it.
 
@@ -120,6 +134,10 @@ class Relay:
         self._runs: dict[str, _Tracked] = {}
         self._logs: dict[str, _Log] = {}
         self._questions: deque[_Question] = deque()
+        self._calls: dict[tuple[str, int], _Call] = {}
+        self._to_ask: dict[tuple[str, int], None] = {}
+        self._to_release: list[tuple[str, int]] = []
+        self._wake_at: float | None = None
         self._replies: list[Reply] = []
         self._claim: Callable[[list[str]], ClaimRequest | None] | None = None
         self.claims: Claims | None = None
@@ -132,9 +150,10 @@ class Relay:
     @property
     def deadline(self) -> float | None:
         """When ``flush`` wants to be called, on the caller's monotonic clock; None while there is nothing to write."""
-        if self._deadline is None or self._retry_after is None:
-            return self._deadline
-        return max(self._deadline, self._retry_after)
+        moment = min((moment for moment in (self._deadline, self._wake_at) if moment is not None), default=None)
+        if moment is None or self._retry_after is None:
+            return moment
+        return max(moment, self._retry_after)
 
     @property
     def is_idle(self) -> bool:
@@ -171,6 +190,20 @@ class Relay:
     def forget(self, run: str) -> None:
         """The run is no longer ours (handed back, lost): whatever its child still says about its state is not written."""
         self._runs.pop(run, None)
+        self._drop_calls(run)
+
+    def granted(self, run: str, call: int, now: float) -> None:
+        """A control message says that a call has its slots. It does not say in which attempt, so the store is asked."""
+        if (run, call) in self._calls:
+            self._to_ask[run, call] = None
+            self._due(now)
+
+    def ask_again(self, now: float) -> None:
+        """Ask for what is waited for, in case that a control message was lost: some of it, the longest unasked first."""
+        for key in list(self._calls)[:_CALLS_A_TURN]:
+            self._calls[key] = self._calls.pop(key)
+            self._to_ask[key] = None
+            self._due(now)
 
     def feed(self, child: Child, frame: Frame, now: float) -> None:
         """Take one frame. Frames that make no sense, or speak for another's run, are ignored with a warning."""
@@ -189,6 +222,8 @@ class Relay:
     def gone(self, child: Child, reason: str, now: float) -> None:
         """The child is dead. Its runs without an end are reported so, with ``reason``; their open task runs have crashed."""
         self._questions = deque(question for question in self._questions if question.child != child)
+        for key in [key for key, call in self._calls.items() if call.child == child]:
+            self._drop_call(key)  # the store frees its slots with the attempt
         for tracked in self._runs.values():
             if tracked.child == child and tracked.end is None:
                 tracked.death = reason
@@ -211,7 +246,7 @@ class Relay:
         """
         self._deadline = None
         self._claim, self.claims = claim, None
-        steps = (self._open, partial(self._exchange, now), self._bury, self._answer)
+        steps = (self._open, partial(self._exchange, now), self._bury, self._answer, self._release, partial(self._acquire, now))
         try:
             for step in steps:
                 step()
@@ -264,6 +299,14 @@ class Relay:
             case [protocol.ASK, int(request), str(what), list(arguments)]:
                 self._questions.append(_Question(child, request, what, arguments))
                 self._due(now)
+            case [protocol.ACQUIRE, int(number), str(run), *wanted]:
+                self._take_call(_Call(child, run, number, Wanted(*wanted)), now)
+            case [protocol.RELEASE, str(run), int(number)]:
+                if self.child_of(run) == child:
+                    waited = self._drop_call((run, number))
+                    if waited is None or waited.is_known:
+                        self._to_release.append((run, number))
+                        self._due(now)
             case _:
                 raise ValueError(f"unknown frame {frame[0]!r}")
 
@@ -282,11 +325,19 @@ class Relay:
             else:
                 tracked.open_tasks[task.id] = task
 
+    def _take_call(self, call: _Call, now: float) -> None:
+        if self.child_of(call.run) == call.child:
+            self._calls[call.run, call.number] = call
+            self._to_ask[call.run, call.number] = None
+        else:  # it has ended, or is another's by now
+            self._settle(call, ok=True, value=["superseded", ""])
+        self._due(now)
+
     def _children(self) -> set[Child]:
         return {tracked.child for tracked in self._runs.values()}
 
     def _has_more(self) -> bool:
-        return bool(self._logs or self._questions) or any(tracked.changed for tracked in self._runs.values())
+        return bool(self._logs or self._questions or self._to_ask) or any(tracked.changed for tracked in self._runs.values())
 
     # Below: writing, in this order
 
@@ -381,6 +432,7 @@ class Relay:
 
     def _finished(self, tracked: _Tracked, answer: str) -> None:
         del self._runs[tracked.id]
+        self._drop_calls(tracked.id)
         self._replies.append(Reply(tracked.child, [protocol.ENDED, tracked.id, answer]))
 
     def _answer(self) -> None:
@@ -391,8 +443,7 @@ class Relay:
             except StoreUnavailable:
                 raise
             except Exception as problem:
-                ok = False
-                value = {"type": type(problem).__name__, "message": str(problem), "hint": getattr(problem, "hint", None)}
+                ok, value = False, _told(problem)
             self._questions.popleft()
             self._replies.append(Reply(question.child, [protocol.ANSWER, question.request, ok, value]))
 
@@ -411,6 +462,74 @@ class Relay:
             )
         return as_json(questions[question.what](*question.arguments))
 
+    def _release(self) -> None:
+        # What runs that have ended had was freed with their ends.
+        self._to_release = [(run, number) for run, number in self._to_release if run in self._runs]
+        while some := self._to_release[:_CALLS_A_TURN]:
+            self._guarded(self._store.limits.release, [(run, self._runs[run].attempt, number) for run, number in some])
+            del self._to_release[: len(some)]
+
+    def _acquire(self, now: float) -> None:
+        if self._wake_at is not None and now >= self._wake_at:
+            self._store.runs.wake()
+            self._wake_at = None
+            self._ask_first_by_time()
+        for key in list(self._to_ask)[:_CALLS_A_TURN]:
+            call = self._calls[key]
+            try:
+                acquired = self._ask_for(call)
+            except StoreUnavailable:
+                raise
+            except Exception as problem:
+                log.warning("The store refused a call for slots: %s", problem)
+                self._settle(call, ok=False, value=_told(problem))
+            else:
+                self._take_answer(call, acquired, now)
+            self._to_ask.pop(key, None)
+
+    def _ask_for(self, call: _Call) -> Acquired:
+        tracked = self._runs[call.run]
+        call.is_known = True
+        of, names, occupy, rate, strict, _ = call.wanted
+        return self._store.limits.acquire(Acquire(call.run, tracked.attempt, call.number, names, of, occupy, rate, strict))
+
+    def _take_answer(self, call: _Call, acquired: Acquired, now: float) -> None:
+        if acquired.answer != "waiting":
+            self._settle(call, ok=True, value=[acquired.answer, acquired.detail])
+            if call.by_time:
+                self._ask_first_by_time()
+        elif not call.wanted.patient:
+            self._settle(call, ok=True, value=["full", acquired.detail])
+            self._to_release.append((call.run, call.number))
+            self._due(now)
+        else:
+            call.by_time = acquired.retry_ms is not None
+            if acquired.retry_ms is not None:
+                wake_at = now + acquired.retry_ms / 1000
+                self._wake_at = wake_at if self._wake_at is None else min(self._wake_at, wake_at)
+            if not call.is_told:
+                call.is_told = True
+                self._replies.append(Reply(call.child, [protocol.WAITS, call.number, acquired.detail]))
+
+    def _ask_first_by_time(self) -> None:
+        """One that waits at each rate limit is asked for: its answer says when the next slot is back."""
+        by_time = {tuple(call.wanted.names): key for key, call in reversed(self._calls.items()) if call.by_time}
+        self._to_ask |= dict.fromkeys(by_time.values())
+
+    def _settle(self, call: _Call, *, ok: bool, value: Any) -> None:
+        self._drop_call((call.run, call.number))
+        self._replies.append(Reply(call.child, [protocol.ANSWER, call.number, ok, value]))
+
+    def _drop_call(self, key: tuple[str, int]) -> _Call | None:
+        self._to_ask.pop(key, None)
+        return self._calls.pop(key, None)
+
+    def _drop_calls(self, run: str) -> None:
+        """What is left of the run's process hears that it gets no slots any more."""
+        for call in [call for call in self._calls.values() if call.run == run]:
+            self._settle(call, ok=True, value=["superseded", ""])
+            self._due(0.0)
+
     def _guarded(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """Call the store. What it refuses is said and dropped: one run's trouble must not keep the others' frames back."""
         try:
@@ -420,6 +539,10 @@ class Relay:
         except Exception:
             log.exception("The store refused to %s", call.__name__)
             return None
+
+
+def _told(problem: Exception) -> dict[str, Any]:
+    return {"type": type(problem).__name__, "message": str(problem), "hint": getattr(problem, "hint", None)}
 
 
 def _death_answer(lapsed: Lapsed | None) -> str:

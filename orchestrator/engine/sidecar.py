@@ -15,16 +15,20 @@ import socket
 import sys
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 
 from orchestrator import clock, settings
 from orchestrator.engine import protocol
 from orchestrator.engine.relay import Relay
+from orchestrator.engine.waiting import Waiter
 from orchestrator.exceptions import OrchError, StoreUnavailable
 from orchestrator.store import Store, open_store
+from orchestrator.store.pools import Control
 
 _RECEIVE_BYTES = 256 * 1024
 _CHILD = "flow"
 _OPEN_AGAIN = 1.0
+_BLOCK = timedelta(seconds=5)
 
 
 class Sidecar:
@@ -39,6 +43,10 @@ class Sidecar:
         self._relay: Relay | None = None
         self._next_open = 0.0
         self._next_renewal = 0.0
+        self._control: Waiter[list[Control]] | None = None
+        self._control_after = "0"
+        self._cancelled: set[str] = set()
+        self._wake_reader, self._wake_writer = os.pipe()
         self._has_told = False
         self._is_alone_since: float | None = None
 
@@ -52,7 +60,7 @@ class Sidecar:
                 self._work(self._relay, now)
             self._wait()
         if self._store is not None:
-            self._store.close()
+            self._store.close()  # which ends the wait for control messages
 
     def _is_over(self) -> bool:
         if self._is_alone_since is None:
@@ -75,14 +83,23 @@ class Sidecar:
             sys.exit(1)
         if self._has_told:
             self._send([protocol.TROUBLE, ""])
-        self._relay = Relay(self._store, f"{socket.gethostname()}-{os.getppid()}-flow")
+        name = f"{socket.gethostname()}-{os.getppid()}-flow"
+        self._relay = Relay(self._store, name)
+        self._control = Waiter("orch-wait-control", partial(self._wait_for_control, self._store, name), self._wake)
         for arrived, frame in self._early:
             self._relay.feed(_CHILD, frame, arrived)
         self._early = []
         if self._is_alone_since is not None:
             self._bury(now)
 
+    def _wait_for_control(self, store: Store, name: str) -> list[Control]:
+        return store.pools.wait_for_control(name, self._control_after, _BLOCK)
+
+    def _wake(self) -> None:
+        os.write(self._wake_writer, b"\0")
+
     def _work(self, relay: Relay, now: float) -> None:
+        self._take_control(relay, now)
         if relay.deadline is not None and now >= relay.deadline:
             for reply in relay.flush(now):
                 self._send(reply.frame)
@@ -90,6 +107,19 @@ class Sidecar:
                 self._store.revive()
         if now >= self._next_renewal:
             self._renew(relay, now)
+
+    def _take_control(self, relay: Relay, now: float) -> None:
+        """What a worker is told: to stop a run, or that slots are there. After an error, the next event has it read again."""
+        assert self._control is not None
+        result = self._control.take()
+        for control in result if isinstance(result, list) else ():
+            self._control_after = control.id
+            if control.what == "cancel" and relay.child_of(control.run) is not None:
+                self._cancel(control.run, "It was cancelled on request.")
+            elif control.what == "granted":
+                relay.granted(control.run, control.call, now)
+        if not isinstance(result, Exception) and self._is_alone_since is None:
+            self._control.arm()
 
     def _renew(self, relay: Relay, now: float) -> None:
         assert self._store is not None
@@ -103,9 +133,16 @@ class Sidecar:
             return
         for (run, _), answer in zip(leases, answers, strict=True):
             if answer == "cancel":
-                self._send([protocol.CANCEL, run, "It was cancelled on request."])
+                self._cancel(run, "It was cancelled on request.")
             elif answer == "ended":
-                self._send([protocol.CANCEL, run, "It was ended from outside."])
+                self._cancel(run, "It was ended from outside.")
+        relay.ask_again(now)
+
+    def _cancel(self, run: str, message: str) -> None:
+        """Once a run: a second time would break off what it does to end in good order."""
+        if run not in self._cancelled:
+            self._cancelled.add(run)
+            self._send([protocol.CANCEL, run, message])
 
     def _wait(self) -> None:
         """Until a frame comes or something is due."""
@@ -115,7 +152,12 @@ class Sidecar:
         seconds = max(0.0, min(due) - clock.monotonic())
         if self._is_alone_since is not None:
             select.select([], [], [], min(seconds, 1.0))
-        elif select.select([self._socket], [], [], seconds)[0]:
+            return
+        files = self._socket.fileno(), self._wake_reader
+        ready = select.select(files, [], [], seconds)[0]
+        if self._wake_reader in ready:
+            os.read(self._wake_reader, 4096)
+        if self._socket.fileno() in ready:
             self._receive()
 
     def _receive(self) -> None:

@@ -21,6 +21,8 @@ from orchestrator.models import TaskRun
 from orchestrator.states import State, StateType
 
 if TYPE_CHECKING:
+    from orchestrator.engine.link import Link
+    from orchestrator.engine.slots import Slots
     from orchestrator.tasks import Task
 
 
@@ -62,11 +64,14 @@ class TaskCall(Call):
         self.timeout = task.timeout_seconds
         self.delay = 0.0
         self.due_hooks: list[Hook] = []
+        self.slots = None
         self._wait_for = wait_for
         self._return_state = return_state
         self._flow = FlowRunContext.get()
         self._link = None if self._flow is None else self._flow.link
         self.task_run = new_task_run(task, self._flow) if task_run is None else task_run
+        if self.task_run.tags and self._link is not None:
+            self.slots = self._slots_of_tags(self._link)
         self._has_ended = False
         self._value: Any = None
         self._problem: BaseException | None = None
@@ -90,6 +95,7 @@ class TaskCall(Call):
             self.task_run.upstream = tuple(upstream)
             self.task_run.state = State(StateType.PENDING, "NotReady", str(problem))
             self._has_ended = True
+            self._leave_slots()
             self._tell()
             self._say(logging.WARNING, "Did not start: %s", problem)
         if upstream:
@@ -141,6 +147,8 @@ class TaskCall(Call):
             self.delay = self.task.retry_policy.delay_before(run.run_count)
             run.state = states.AwaitingRetry(state.message)
             self._tell()
+            if self.slots is not None:
+                self.slots.release()
             told = "Failed with %s; retry %d of %d starts in %g seconds"
             self._say(
                 logging.WARNING, told, state.message, run.run_count, self.task.retry_policy.count, self.delay, exc_info=problem
@@ -187,6 +195,7 @@ class TaskCall(Call):
     def _end(self, state: State) -> None:
         self._has_ended = True
         self.delay = 0.0
+        self._leave_slots()
         run = self.task_run
         run.ended = state.timestamp
         run.state = state
@@ -197,6 +206,24 @@ class TaskCall(Call):
         hooks = self.task.hooks_after(state)
         if hooks:
             self._hook(hooks)
+
+    def _slots_of_tags(self, link: Link) -> Slots:
+        from orchestrator.engine.protocol import Wanted
+        from orchestrator.engine.slots import Slots
+
+        assert self._flow is not None
+        return Slots(link, self._flow.flow_run.id, Wanted("tag", list(self.task_run.tags)), self._wait)
+
+    def _wait(self, sentence: str) -> None:
+        if not self._has_ended:
+            self.task_run.state = State(StateType.PENDING, message=sentence)
+            self._tell()
+            self._say(logging.INFO, "%s", sentence)
+
+    def _leave_slots(self) -> None:
+        slots, self.slots = self.slots, None
+        if slots is not None:
+            slots.release()
 
     def _hook(self, hooks: Iterable[Any]) -> None:
         self.due_hooks.extend(partial(hook, self.task, self.task_run, self.task_run.state) for hook in hooks)

@@ -398,6 +398,7 @@ def _import_what_runs_need() -> None:
     import orchestrator.engine.inputs
     import orchestrator.engine.link
     import orchestrator.engine.plain
+    import orchestrator.engine.slots
     import orchestrator.logging.prints
     import orchestrator.task_runners
     import orchestrator.tasks  # noqa: F401

@@ -6,6 +6,8 @@ import ctypes
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ class Terminated(BaseException):
 _told = False
 _users = 0
 _tasks: dict[str, asyncio.Task[Any]] = {}
+_wakes: dict[int, Callable[[], object]] = {}
 
 
 def install() -> bool:
@@ -78,7 +81,26 @@ def stop_thread(thread: int) -> None:
     if thread == threading.main_thread().ident:
         signal.pthread_kill(thread, signal.SIGTERM)
     else:
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(Terminated))
+        throw(thread, Terminated)
+
+
+def throw(thread: int, kind: type[BaseException]) -> None:
+    """Raise an exception in a thread as soon as it runs Python code: at once where it waits ``interruptibly``."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(kind))
+    wake = _wakes.get(thread)
+    if wake is not None:
+        wake()
+
+
+@contextmanager
+def interruptibly(wake: Callable[[], object]) -> Iterator[None]:
+    """Inside the block ``wake`` ends a wait of this thread, in which no exception could reach it."""
+    thread = threading.get_ident()
+    _wakes[thread] = wake
+    try:
+        yield
+    finally:
+        _wakes.pop(thread, None)
 
 
 def was_told() -> bool:

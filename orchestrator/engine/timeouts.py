@@ -11,6 +11,7 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
+from orchestrator.engine import termination
 from orchestrator.exceptions import RunTimedOut
 
 _SIGNAL = signal.SIGALRM
@@ -68,7 +69,7 @@ class TimeLimit:
             if self._on_main:
                 signal.pthread_kill(self._thread, _SIGNAL)
             else:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread), ctypes.py_object(RunTimedOut))
+                termination.throw(self._thread, RunTimedOut)
 
 
 def _raise_first(signum: int, frame: FrameType | None) -> None:

@@ -10,18 +10,23 @@ from typing import Any
 from harness import eventually
 from orchestrator.engine import protocol
 from orchestrator.engine.link import Link
-from orchestrator.engine.protocol import Frame
+from orchestrator.engine.protocol import Frame, Wanted
 from orchestrator.models import TaskRun
 
 
 class Recording:
-    """The other end of a link. ``answers`` makes the value of a question's answer; None leaves it open."""
+    """The other end of a link. ``answers`` makes the value of a question's answer; None leaves it open.
+
+    Calls for slots are granted while ``is_granting``; ``calls`` are those that were not, or not yet: number -> what is wanted.
+    """
 
     def __init__(self, **options: Any) -> None:
         ours, its = socket.socketpair()
         self.link = Link(ours, interval=0.001, **options)
         self.frames: list[Frame] = []
         self.acknowledges = True
+        self.is_granting = True
+        self.calls: dict[int, Wanted] = {}
         self.answers: Callable[[str, list[Any]], Any] = lambda what, arguments: None
         self._socket = its
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -30,6 +35,11 @@ class Recording:
     def send(self, *frame: Any) -> None:
         """A frame from the recorder to the engine."""
         self._socket.sendall(protocol.pack(list(frame)))
+
+    def grant(self, call: int) -> None:
+        """Answer a call for slots that was left open."""
+        del self.calls[call]
+        self.send(protocol.ANSWER, call, True, ["granted", ""])
 
     def hang_up(self) -> None:
         """The recorder dies."""
@@ -100,3 +110,9 @@ class Recording:
             value = self.answers(frame[2], frame[3])
             if value is not None:
                 self.send(protocol.ANSWER, frame[1], *value)
+        elif frame[0] == protocol.ACQUIRE:
+            self.calls[frame[1]] = Wanted(*frame[3:])
+            if self.is_granting:
+                self.grant(frame[1])
+        elif frame[0] == protocol.RELEASE:
+            self.calls.pop(frame[2], None)

@@ -1,7 +1,7 @@
 """The supervisor of a worker: claims runs, has an executor execute them, renews their leases, relays what they say, drains.
 
 One thread, one loop, no user code. It waits for sockets, signals and the next of a few moments, never for anything else;
-two threads beside it make the blocking reads (``waiting``). All calls to Redis are made here, batched.
+two threads beside it make the blocking reads (``engine.waiting``). All calls to Redis are made here, batched.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from orch_workers.base import Executor, Host, Job, WorkerOptions
-from orch_workers.waiting import Waiter
 from orchestrator import clock, keys
 from orchestrator._version import __version__
 from orchestrator.engine import processes, protocol
 from orchestrator.engine.relay import Relay, Reply
+from orchestrator.engine.waiting import Waiter
 from orchestrator.exceptions import ConfigurationError, ObjectNotFound, Refused, StoreUnavailable
 from orchestrator.models import Deployment, LogLine, Worker
 from orchestrator.settings import child_environment, load
@@ -523,6 +523,7 @@ class Supervisor:
             elif not job.has_reported_end:
                 self._lose(job, answer)
         self._executor.trust(renewed)
+        self._relay.ask_again(now)
 
     def _lose(self, job: Job, answer: str) -> None:
         """Somebody else may have the run now: stop it at once and say nothing."""
@@ -542,6 +543,8 @@ class Supervisor:
             job = self._relay.child_of(control.run)
             if control.what == "cancel" and isinstance(job, Job):
                 self._cancel(job, control.run)
+            elif control.what == "granted":
+                self._relay.granted(control.run, control.call, clock.monotonic())
             elif control.what == "drain" and control.started_ms == clock.to_ms(self._started):
                 self._drain()
         if self._away_until is None:
