@@ -59,6 +59,11 @@ def complete_limited_tag(context: click.Context, parameter: click.Parameter, inc
     return _names(context, incomplete, lambda store: store.limits.tags())
 
 
+def complete_global_limit(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Global limits whose name begins so."""
+    return _names(context, incomplete, lambda store: [limit.title for limit in store.limits.global_limits()])
+
+
 def _names(context: click.Context, incomplete: str, read: Callable[[Any], list[str]]) -> list[CompletionItem]:
     from orch_cli.connection import settings
     from orchestrator.store import open_store

@@ -13,13 +13,14 @@ from orch_cli import output, prompts
 from orch_cli.commands import Noun, Usage
 from orch_cli.completion import complete_pool
 from orch_cli.connection import open_store
+from orch_cli.holding import Held, held, held_view
 from orch_cli.options import DURATION, MOMENT, deployment_argument, dry_run_option, yes_option
 from orch_cli.output import Printer, absolute, relative, shows
 from orch_cli.views import DEPLOYMENT, RUN, SCHEDULE
 from orch_cli.watch import explain_waiting, watch_run
 from orchestrator import clock
 from orchestrator.exceptions import ObjectNotFound, Refused
-from orchestrator.keys import PRIORITIES
+from orchestrator.keys import PRIORITIES, shorten
 from orchestrator.models import Deployment, NewRun, Run, Schedule
 
 if TYPE_CHECKING:
@@ -46,11 +47,14 @@ def ls(out: Printer[Deployment], flow: str | None, pool: str | None) -> None:
 
 @deployment.command("inspect", examples=("orch deployment inspect hello-flow/hello_flow",))
 @deployment_argument()
-@shows(DEPLOYMENT)
-def inspect(out: Printer[Deployment], deployment: str) -> None:
-    """Show everything about a deployment."""
+@shows(held_view(DEPLOYMENT))
+def inspect(out: Printer[Held[Deployment]], deployment: str) -> None:
+    """Show everything about a deployment, and who has the slots of its limit and who waits."""
+    from orchestrator.store.limits import deployment_gate
+
     with open_store() as store:
-        out.one(store.deployments.get(deployment))
+        found = store.deployments.get(deployment)
+        out.one(held(store, found, store.limits.get(deployment_gate(shorten(found.id)))))
 
 
 @deployment.command(

@@ -37,7 +37,8 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "worker": "Start, show and drain workers.",
         "work-pool": "Create, show, pause, limit and delete work pools.",
         "work-queue": "Create, show, pause, limit and delete the queues of a work pool.",
-        "concurrency-limit": "Let at most so many flow runs with a tag run at a time.",
+        "concurrency-limit": "Let at most so many flow runs and task runs with a tag run at a time.",
+        "global-concurrency-limit": "Limit what code does at a time, or how often. For short: gcl.",
         "scheduler": "Start schedulers.",
         "server": "Start, show and stop the server.",
         "namespace": "Show and change what all processes of a namespace agree on.",
@@ -52,6 +53,9 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
     },
 }
 """Every command of the root with its short help, as ``orch --help`` shows them."""
+
+SHORT_NAMES: Mapping[str, str] = {"gcl": "global-concurrency-limit"}
+"""Commands that have a second, shorter name."""
 
 _EXIT_CODES = """\
 0    done
@@ -85,6 +89,7 @@ class Root(Noun):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command, from its module."""
+        cmd_name = SHORT_NAMES.get(cmd_name, cmd_name)
         if cmd_name not in self.list_commands(ctx):
             return None
         if cmd_name == "help":

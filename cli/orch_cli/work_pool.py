@@ -11,6 +11,7 @@ from orch_cli import output, prompts
 from orch_cli.commands import Noun
 from orch_cli.completion import complete_pool
 from orch_cli.connection import open_store
+from orch_cli.holding import Held, held, held_view
 from orch_cli.options import DURATION, EVERY, dry_run_option, yes_option
 from orch_cli.output import Printer, shows
 from orch_cli.views import POOL, RUN
@@ -58,11 +59,13 @@ def ls(out: Printer[WorkPool]) -> None:
 
 @work_pool.command("inspect", examples=("orch work-pool inspect etl",))
 @_pool_argument
-@shows(POOL)
-def inspect(out: Printer[WorkPool], name: str) -> None:
-    """Show everything about a work pool."""
+@shows(held_view(POOL))
+def inspect(out: Printer[Held[WorkPool]], name: str) -> None:
+    """Show everything about a work pool, and who has the slots of its limit and who waits."""
+    from orchestrator.store.limits import pool_gate
+
     with open_store() as store:
-        out.one(store.pools.get(name))
+        out.one(held(store, store.pools.get(name), store.limits.get(pool_gate(name))))
 
 
 @work_pool.command("pause", examples=("orch work-pool pause etl",))

@@ -10,6 +10,7 @@ from orch_cli import output, prompts
 from orch_cli.commands import Noun
 from orch_cli.completion import complete_pool
 from orch_cli.connection import open_store
+from orch_cli.holding import Held, held, held_view
 from orch_cli.options import dry_run_option, pool_option, yes_option
 from orch_cli.output import Printer, shows
 from orch_cli.views import QUEUE
@@ -59,11 +60,13 @@ def ls(out: Printer[WorkQueue], pool: str | None) -> None:
 @work_queue.command("inspect", examples=("orch work-queue inspect urgent --pool etl",))
 @click.argument("name")
 @_pool_option
-@shows(QUEUE)
-def inspect(out: Printer[WorkQueue], name: str, pool: str) -> None:
-    """Show everything about a work queue."""
+@shows(held_view(QUEUE))
+def inspect(out: Printer[Held[WorkQueue]], name: str, pool: str) -> None:
+    """Show everything about a work queue, and who has the slots of its limit and who waits."""
+    from orchestrator.store.limits import queue_gate
+
     with open_store() as store:
-        out.one(store.pools.get_queue(pool, name))
+        out.one(held(store, store.pools.get_queue(pool, name), store.limits.get(queue_gate(pool, name))))
 
 
 @work_queue.command("pause", examples=("orch work-queue pause urgent --pool etl",))

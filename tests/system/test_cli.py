@@ -192,58 +192,6 @@ def test_a_deployment_is_shown_paused_resumed_and_deleted(orch: Orch, deployment
     assert "load/nightly" in orch("deployment", "inspect", "load/nightly").err
 
 
-# --- limits of tags -------------------------------------------------------------------------------------------------------
-
-
-def test_the_limit_of_a_tag_is_created_shown_changed_disabled_enabled_and_deleted(orch: Orch, store: Store) -> None:
-    noun = "concurrency-limit"
-    assert "orch concurrency-limit create" in orch(noun, "ls").err
-    assert orch(noun, "create", "team:db", "5").err == "Flow runs with tag 'team:db' now run at most 5 at a time.\n"
-    answer = orch(noun, "create", "team:db", "5")
-    assert (answer.code, "orch concurrency-limit update team:db 5" in answer.err) == (5, True)
-    assert orch(noun, "ls", "-o", "json").json == [{"tag": "team:db", "limit": 5, "active": True, "used": 0, "waiting": 0}]
-    assert orch(noun, "update", "team:db", "1", "-o", "json").json["limit"] == 1
-    assert "orch concurrency-limit enable team:db" in orch(noun, "disable", "team:db").err
-    assert "is disabled" in orch(noun, "update", "team:db", "2").err
-    assert orch(noun, "ls", "--no-headers").out == "team:db\t0\t2\t0\tDisabled\n"
-    assert orch(noun, "enable", "team:db").err == "The limit of tag 'team:db' is in force: 0 of 2 slots are in use.\n"
-    assert orch(noun, "delete", "team:db", "--dry-run", "-o", "name").out == "team:db\n"
-    assert orch(noun, "delete", "team:db").code == 2
-    assert orch(noun, "delete", "team:db", "--yes").code == 0
-    for words in (["inspect"], ["update", "1"], ["enable"], ["disable"], ["delete"]):
-        answer = orch(noun, words[0], "team:db", *words[1:])
-        assert (answer.code, "orch concurrency-limit create team:db 5" in answer.err) == (3, True), words
-    assert orch(noun, "create", "a\nb", "1").code == 2
-    assert orch(noun, "create", "a", "-1").code == 2
-
-
-def test_a_limit_shows_who_holds_it_and_who_waits_in_order(orch: Orch, store: Store) -> None:
-    store.pools.create("etl")
-    names = {"first": "high", "second": "normal", "third": "low"}
-    created = store.runs.create(
-        [NewRun(name=name, flow="load", pool="etl", tags=("db",), priority=priority) for name, priority in names.items()]
-    )
-    orch("concurrency-limit", "create", "db", "1")
-    store.runs.claim("w1", "etl", ["default"], 3)
-    shown = orch("concurrency-limit", "inspect", "db", "-o", "json").json
-    [holder] = shown["holders"]
-    assert (shown["used"], shown["limit"], shown["waiting"]) == (1, 1, 2)
-    assert (holder["run"], holder["name"], holder["reserved"]) == (created[0].id, "first", False)
-    assert holder["since"] < holder["expires"]
-    assert [waiter["name"] for waiter in shown["waiters"]] == ["second", "third"]
-    sheet = orch("concurrency-limit", "inspect", "db").out
-    assert sheet.index("first") < sheet.index("second") < sheet.index("third")
-    finish(store, (created[0].id, 1), Completed())
-    [reserved] = orch("concurrency-limit", "inspect", "db", "-o", "json").json["holders"]
-    assert (reserved["name"], reserved["reserved"]) == ("second", True)
-    assert (
-        orch("flow-run", "explain", "third", "-o", "json").json["hint"]
-        == "See who has it with: orch concurrency-limit inspect db"
-    )
-    orch("concurrency-limit", "disable", "db")
-    assert orch("concurrency-limit", "inspect", "db", "-o", "json").json["waiting"] == 0
-
-
 # --- flow runs ------------------------------------------------------------------------------------------------------------
 
 
