@@ -86,6 +86,8 @@ class Link:
         self._answers: dict[int, tuple[bool, Any]] = {}
         self._ended: dict[str, str] = {}
         self._cancelled: dict[str, str] = {}
+        self.limited_tags: frozenset[str] | None = None
+        """The tags that have limits, as far as known: they were seconds ago."""
         self._requests = itertools.count(1)
         self._calls: dict[int, Callable[[Word], object]] = {}
         _links.add(self)
@@ -302,6 +304,9 @@ class Link:
             case [protocol.WAITS, int(request), str(detail)]:
                 if tell := self._calls.get(request):
                     tell((protocol.WAITS, detail))
+                return
+            case [protocol.LIMITED, list(tags)]:
+                self.limited_tags = frozenset(tags)
                 return
             case [protocol.ANSWER, int(request), bool(ok), value] if tell := self._calls.pop(request, None):
                 tell((str(value[0]), str(value[1])) if ok else ("error", _as_exception(value)))

@@ -20,6 +20,7 @@ first item of a frame says what it is.
       run      the run to execute       first frame to a worker's child
       answer   request, ok, value       to acquire: granted, or why not, and a detail
       waits    request, detail          the slots are not free; the answer comes when they are
+      limited  tags                     the tags that have limits, for who has asked for slots of tags: others need none
       ended    run, answer              ok, again or superseded, as ``finish`` said
       cancel   run, message             someone wants the run stopped; SIGTERM follows it
       trouble  message                  the recorder cannot reach Redis, the run goes on; no message: it can again
@@ -50,6 +51,7 @@ RELEASE = "release"
 RUN = "run"
 ANSWER = "answer"
 WAITS = "waits"
+LIMITED = "limited"
 ENDED = "ended"
 CANCEL = "cancel"
 TROUBLE = "trouble"

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import clock
@@ -138,6 +137,8 @@ class Relay:
         self._to_ask: dict[tuple[str, int], None] = {}
         self._to_release: list[tuple[str, int]] = []
         self._wake_at: float | None = None
+        self._limited_tags: list[str] | None = None  # None: to be looked up
+        self._told_tags: dict[Child, list[str] | None] = {}
         self._replies: list[Reply] = []
         self._claim: Callable[[list[str]], ClaimRequest | None] | None = None
         self.claims: Claims | None = None
@@ -199,7 +200,13 @@ class Relay:
             self._due(now)
 
     def ask_again(self, now: float) -> None:
-        """Ask for what is waited for, in case that a control message was lost: some of it, the longest unasked first."""
+        """Ask for what is waited for, in case that a control message was lost: some of it, the longest unasked first.
+
+        Which tags have limits is looked up again too, where any child wants to know.
+        """
+        if self._told_tags:
+            self._limited_tags = None
+            self._due(now)
         for key in list(self._calls)[:_CALLS_A_TURN]:
             self._calls[key] = self._calls.pop(key)
             self._to_ask[key] = None
@@ -222,6 +229,7 @@ class Relay:
     def gone(self, child: Child, reason: str, now: float) -> None:
         """The child is dead. Its runs without an end are reported so, with ``reason``; their open task runs have crashed."""
         self._questions = deque(question for question in self._questions if question.child != child)
+        self._told_tags.pop(child, None)
         for key in [key for key, call in self._calls.items() if call.child == child]:
             self._drop_call(key)  # the store frees its slots with the attempt
         for tracked in self._runs.values():
@@ -246,10 +254,14 @@ class Relay:
         """
         self._deadline = None
         self._claim, self.claims = claim, None
-        steps = (self._open, partial(self._exchange, now), self._bury, self._answer, self._release, partial(self._acquire, now))
         try:
-            for step in steps:
-                step()
+            self._open()
+            self._exchange(now)
+            self._bury()
+            self._answer()
+            self._release()
+            self._tell_tags()
+            self._acquire(now)
         except StoreUnavailable as problem:
             if self._retry_after is None:
                 log.warning("Redis cannot be reached; states and logs are kept until it is back: %s", problem)
@@ -329,6 +341,8 @@ class Relay:
         if self.child_of(call.run) == call.child:
             self._calls[call.run, call.number] = call
             self._to_ask[call.run, call.number] = None
+            if call.wanted.of == "tag":
+                self._told_tags.setdefault(call.child)
         else:  # it has ended, or is another's by now
             self._settle(call, ok=True, value=["superseded", ""])
         self._due(now)
@@ -468,6 +482,14 @@ class Relay:
         while some := self._to_release[:_CALLS_A_TURN]:
             self._guarded(self._store.limits.release, [(run, self._runs[run].attempt, number) for run, number in some])
             del self._to_release[: len(some)]
+
+    def _tell_tags(self) -> None:
+        if self._told_tags and self._limited_tags is None:
+            self._limited_tags = self._store.limits.tags()
+        for child, told in self._told_tags.items():
+            if told != self._limited_tags:
+                self._told_tags[child] = self._limited_tags
+                self._replies.append(Reply(child, [protocol.LIMITED, self._limited_tags]))
 
     def _acquire(self, now: float) -> None:
         if self._wake_at is not None and now >= self._wake_at:

@@ -42,7 +42,10 @@ class Slots:
         self.missing: list[str] = []
 
     def ask(self, tell: Callable[[Word], object]) -> None:
-        """Ask without waiting: ``tell`` gets every word about it, from another thread, and passes it to ``hear``."""
+        """Ask without waiting: ``tell`` gets every word about it, mostly from another thread, and passes it to ``hear``."""
+        if self._is_unlimited:
+            tell(("granted", "\n".join(self._wanted.names)))
+            return
         self._call = self._link.new_call()
         self._link.acquire(self._call, self._run, self._wanted, tell)
 
@@ -71,7 +74,7 @@ class Slots:
 
     def take(self, timeout: float | None = None) -> None:
         """Wait in this thread until the slots are held. Raises as ``hear`` does, and after ``timeout`` seconds."""
-        if self.is_held:
+        if self.is_held or self._is_unlimited:
             return
         words: SimpleQueue[Word | None] = SimpleQueue()
         deadline = None if timeout is None else clock.monotonic() + timeout
@@ -91,7 +94,7 @@ class Slots:
 
     async def take_async(self, timeout: float | None = None) -> None:
         """As ``take``, in a coroutine: the others go on."""
-        if self.is_held:
+        if self.is_held or self._is_unlimited:
             return
         import asyncio
 
@@ -120,6 +123,12 @@ class Slots:
         self._since = None
         if call is not None:
             self._link.release(call, self._run)
+
+    @property
+    def _is_unlimited(self) -> bool:
+        """Most tags are there for people, and ask for nothing."""
+        limited = self._link.limited_tags
+        return self._wanted.of == "tag" and limited is not None and limited.isdisjoint(self._wanted.names)
 
     @property
     def _slots(self) -> str:
