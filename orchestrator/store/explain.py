@@ -9,7 +9,6 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from orchestrator import clock
-from orchestrator.exceptions import ObjectNotFound
 from orchestrator.keys import PRIORITIES, lengthen, shorten
 from orchestrator.models import Call, Gate, Run, Worker, WorkPool
 from orchestrator.store.client import Redis
@@ -28,7 +27,7 @@ class Explanation:
 
     Reasons: ended, quarantined, running, cancelling, waiting_for_slot, lease_over, rescue_braked, due_later, awaiting_retry,
     crash_back_off, no_scheduler, no_pool, no_worker, workers_draining, queue_not_polled, workers_busy, stalled, paused, limit,
-    behind_others, waiting_for_input.
+    share, behind_others, waiting_for_input.
     """
 
     reason: str
@@ -150,6 +149,8 @@ def _of_paused(store: Store, run: Run) -> Explanation:
 def _of_parked(store: Store, run: Run) -> Explanation:
     assert run.gate is not None
     gate = store.limits.get(run.gate)
+    if gate.name.startswith("share:"):
+        return _of_share(store, run, gate)
     if gate.paused:
         noun, name = _command(store, gate)
         return Explanation(
@@ -160,6 +161,20 @@ def _of_parked(store: Store, run: Run) -> Explanation:
         "limit",
         f"{_capital(_title(store, gate))} is at its limit: {_taken(store, gate)}; {_before(gate, places)}.",
         _look_at(store, gate),
+    )
+
+
+def _of_share(store: Store, run: Run, gate: Gate) -> Explanation:
+    """Its queue is long, and enough runs of its deployment stand in it: the next is let in for each that a worker takes."""
+    untaken = _polling(store, run)
+    if isinstance(untaken, Explanation):
+        return untaken
+    places = [place for place, waiter in enumerate(gate.waiters) if waiter.run == run.id]
+    return Explanation(
+        "share",
+        f"Work queue '{run.queue}' of '{run.pool}' is long, and {_count(gate.used, 'run')} of its deployment "
+        f"{_stand(gate.used)} in it; each that is taken lets the next one in, and {_before(gate, places)}.",
+        f"Start another worker with: orch worker start --pool {quote(run.pool)}",
     )
 
 
@@ -233,10 +248,18 @@ def _slug(store: Store, short: str) -> str:
 
 
 def _of_queued(store: Store, run: Run) -> Explanation:
-    try:
-        pool = store.pools.get(run.pool)
-    except ObjectNotFound as missing:
-        return Explanation("no_pool", f"Its work pool '{run.pool}' does not exist any more.", missing.hint)
+    polling = _polling(store, run)
+    return polling if isinstance(polling, Explanation) else _of_order(store, run, store.pools.get(run.pool), polling)
+
+
+def _polling(store: Store, run: Run) -> list[Worker] | Explanation:
+    """The workers that take runs of its queue, or why there are none."""
+    if not store.pools.exists(run.pool):
+        return Explanation(
+            "no_pool",
+            f"Its work pool '{run.pool}' does not exist any more.",
+            f"Create it with: orch work-pool create {quote(run.pool)}",
+        )
     start = f"Start one with: orch worker start --pool {quote(run.pool)}"
     known = store.pools.workers(run.pool)
     alive = [worker for worker in known if worker.status != "OFFLINE"]
@@ -257,7 +280,7 @@ def _of_queued(store: Store, run: Run) -> Explanation:
             f"work queue '{run.queue}'.",
             f"{start} --work-queue {quote(run.queue)}",
         )
-    return _of_order(store, run, pool, polling)
+    return polling
 
 
 def _of_order(store: Store, run: Run, pool: WorkPool, polling: list[Worker]) -> Explanation:
@@ -311,6 +334,10 @@ def _count(count: int, noun: str) -> str:
 
 def _wait(count: int) -> str:
     return "waits" if count == 1 else "wait"
+
+
+def _stand(count: int) -> str:
+    return "stands" if count == 1 else "stand"
 
 
 def _capital(text: str) -> str:

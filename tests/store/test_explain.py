@@ -9,7 +9,7 @@ import pytest
 
 from floor import Floor
 from orchestrator.keys import shorten
-from orchestrator.models import Deployment, Worker
+from orchestrator.models import Deployment, NewRun, Worker
 from orchestrator.store.answers import Acquire
 from orchestrator.store.explain import Explanation
 
@@ -328,6 +328,20 @@ def test_a_rescue_that_the_clock_has_braked_says_until_when(floor: Floor) -> Non
     assert found.reason == "rescue_braked"
     assert f"so workers have until {floor.after(15):%Y-%m-%d %H:%M:%S} UTC to renew theirs" in found.sentence
     floor.store.client.delete(floor.store.keys.brake)
+
+
+def test_a_run_behind_the_share_of_its_deployment_says_that_the_queue_is_long(floor: Floor) -> None:
+    deployment = floor.store.deployments.save(Deployment("d", "f", "f.py:f", pool="p"))
+    runs = floor.store.runs.create([NewRun("f", pool="p", deployment=deployment.id) for _ in range(210)])
+    parked = [run.id for run in runs if floor.get(run.id).place == "parked"]
+    assert explained(floor, parked[0]).reason == "no_worker"
+    poll(floor)
+    found = explained(floor, parked[3])
+    assert (found.reason, found.hint) == ("share", "Start another worker with: orch worker start --pool p")
+    assert found.sentence == (
+        "Work queue 'default' of 'p' is long, and 100 runs of its deployment stand in it; each that is taken lets the next one "
+        "in, and 3 wait before it."
+    )
 
 
 def test_a_suspended_run_waits_for_a_person_until_its_deadline(floor: Floor) -> None:
