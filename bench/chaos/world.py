@@ -33,7 +33,7 @@ class World:
     """Everything in ``trial.home``, gone when the block ends. ``server`` stands in for the default one; it is started
     if it does not run.
 
-    ``lease`` is the trial's unless told otherwise; ``url`` is what the fleet and the store use, if not the server's (a proxy).
+    ``lease`` is the trial's unless told otherwise; ``url`` is what the fleet uses, if not the server's (a proxy).
     """
 
     def __init__(
@@ -62,14 +62,14 @@ class World:
             stack.callback(self.server.kill)
             if not self.server.answers():
                 self.server.start()
-            self.settings = self.settings_for(self._url or self.server.url)
+            self.settings = self.settings_for(self.server.url)
             with open_store(self.settings) as store:
                 store.write_settings(replace(store.settings, lease=self.lease))
             self.store = stack.enter_context(open_store(self.settings))
             self.store.pools.create(POOL, concurrency_limit=self._pool_limit)
             self.deployment = self.deploy("work")
             ledger.create(self.ledger)
-            self.fleet = Fleet(self.home, self.settings.redis_url or "")
+            self.fleet = Fleet(self.home, self._url or self.server.url)
             stack.callback(self.fleet.stop)
             stack.callback(self._stop_submitters)
             self._stack = stack.pop_all()

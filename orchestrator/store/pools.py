@@ -24,6 +24,8 @@ from orchestrator.store.scripts import Scripts
 POOL_TYPES = ("process",)
 """The types of work pool that this release can run."""
 
+_BATCH = 100
+
 
 class HeartbeatAnswer(NamedTuple):
     """What a heartbeat learns: whether any scheduler lives, how many workers live, and Redis's clock in ms."""
@@ -365,12 +367,25 @@ class Pools:
         ]
         return sorted((worker for worker in found if pool in (None, worker.pool)), key=lambda worker: worker.name)
 
+    def drop_consumers(self) -> int:
+        """Remove the consumers of workers that say nothing; the workers stay known. How many.
+
+        A worker that was killed does not take its own away, and one is reborn under a new name each time.
+        """
+        dropped = 0
+        for pool in self.names():
+            queues = self.queue_names(pool)
+            streams = [self._keys.resumed(pool), *(s for queue in queues for s in self._queue_streams(pool, queue))]
+            below = [stream.removeprefix(self._keys.prefix) for stream in streams]
+            while count := int(self._scripts.call("drop_consumers", streams=below, alive_ms=self._silence_ms, limit=_BATCH)):
+                dropped += count
+        return dropped
+
     def forget_silent_workers(self, silence: timedelta = timedelta(hours=1)) -> int:
-        """Remove workers and schedulers that have been silent for long, with their consumers. How many."""
+        """Remove workers and schedulers that have been silent for long, with their consumers. How many, 1,000 at most."""
         before = self._scripts.now_ms() - round(silence / timedelta(milliseconds=1))
-        gone = [
-            name.decode() for name in self._client.zrange(self._keys.workers, "-inf", before, byscore=True, offset=0, num=100)
-        ]
+        silent = self._client.zrange(self._keys.workers, "-inf", before, byscore=True, offset=0, num=10 * _BATCH)
+        gone = [name.decode() for name in silent]
         pools = [(pool, [queue.name for queue in self.queues(pool)]) for pool in self.names()] if gone else []
         for name in gone:
             for pool, queues in pools:

@@ -1,4 +1,4 @@
-"""The pruner: deletes ended runs after their retention, and forgets workers that have been gone for long.
+"""The pruner: deletes ended runs after their retention, drops what dead workers leave, and forgets those gone for long.
 
 A TTL of retention and a week stands behind it as a net; it is the pruner that keeps the indexes clean.
 """
@@ -19,5 +19,6 @@ def run_once(store: Store) -> int:
         deleted += batch
         if batch == 0:
             break
+    store.pools.drop_consumers()
     store.pools.forget_silent_workers()
     return deleted

@@ -202,6 +202,28 @@ def test_a_silent_worker_is_offline_and_after_long_forgotten_with_its_consumers(
     assert floor.store.client.xinfo_consumers(floor.store.keys.resumed("p"), "workers") == []
 
 
+def test_the_consumers_of_a_silent_worker_are_dropped_long_before_it_is_forgotten(floor: Floor) -> None:
+    # A worker that crashes every ten seconds used to leave 360 of them an hour.
+    floor.store.pools.heartbeat(worker(floor))
+    floor.claim()
+    resumed = floor.store.keys.resumed("p")
+    assert floor.store.pools.drop_consumers() == 0
+    floor.wait(31)
+    assert floor.store.pools.drop_consumers() > 0
+    assert floor.store.client.xinfo_consumers(resumed, "workers") == []
+    assert [known.status for known in floor.store.pools.workers()] == ["OFFLINE"]
+
+
+def test_a_silent_worker_that_still_holds_messages_keeps_its_consumer(floor: Floor) -> None:
+    floor.store.pools.heartbeat(worker(floor))
+    floor.submit()
+    floor.deliver()
+    floor.wait(31)
+    floor.store.pools.drop_consumers()
+    queue = floor.store.keys.queue("p", "default", "normal")
+    assert [consumer["pending"] for consumer in floor.store.client.xinfo_consumers(queue, "workers")] == [1]
+
+
 def test_a_consumer_that_holds_messages_stays_until_they_are_redelivered(floor: Floor) -> None:
     floor.submit()
     floor.deliver(worker="w")

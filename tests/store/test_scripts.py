@@ -43,7 +43,7 @@ def test_a_header_says_what_the_script_does_takes_and_answers(name: str) -> None
 def test_a_script_writes_only_through_write_and_later(name: str) -> None:
     """All reads come before the first write; claim's XREADGROUP, which `redeliver` mends, is the exception."""
     reads = {"HGET", "HMGET", "HEXISTS", "HKEYS", "GET", "ZRANGE", "ZSCORE", "ZCARD", "ZCOUNT", "XRANGE", "XLEN", "XPENDING"}
-    reads |= {"EXISTS", "PTTL", "TIME", "INFO"}
+    reads |= {"EXISTS", "PTTL", "TIME", "INFO", "XINFO"}
     code = re.sub(r"later\(function\(\).*?\n?.*?end\)", "", source(name), flags=re.S)
     called = set(re.findall(r"redis\.p?call\('(\w+)'", code))
     assert called - reads <= ({"XREADGROUP", "XGROUP"} if name == "claim" else set())
