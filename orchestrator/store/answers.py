@@ -94,6 +94,7 @@ class Turn:
     """Everything for one ``exchange``.
 
     ``tasks``: (run, attempt, task runs). The claim comes last: its ``free`` may count the slots that ``ends`` make free.
+    ``worker`` is who says all this, '' = whoever holds the runs.
     """
 
     starts: Sequence[Start] = ()
@@ -101,6 +102,7 @@ class Turn:
     tasks: Sequence[tuple[str, int, Sequence[TaskRun]]] = ()
     ends: Sequence[End] = ()
     claim: ClaimRequest | None = None
+    worker: str = ""
 
 
 @dataclass(slots=True)

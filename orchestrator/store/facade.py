@@ -19,9 +19,10 @@ from orchestrator.store.client import Client
 from orchestrator.store.connection import ServerInfo, check_server, connect
 from orchestrator.store.deployments import Deployments
 from orchestrator.store.documents import Documents
+from orchestrator.store.durability import PATIENCE, Confirmation
 from orchestrator.store.events import Events
 from orchestrator.store.explain import Explanation, explain
-from orchestrator.store.failover import SCHEMA, Failover, check_schema
+from orchestrator.store.failover import SCHEMA, Failover, Submitted, check_schema, count_connections
 from orchestrator.store.limits import Limits
 from orchestrator.store.pools import Pools
 from orchestrator.store.queries import Queries
@@ -111,12 +112,17 @@ class Store:
         self.address = shown_url(url)
         self.embedded = settings.redis_url is None
         self.client = Client(connect(url, settings), self.address)
-        self.blocking = Client(connect(url, settings, blocking=True), self.address)
+        connections = count_connections(self.client)
+        self.blocking = Client(connect(url, settings, blocking=True, beside=self.client), self.address)
         self._configuration = settings
         self.scripts = Scripts(self.client, self.keys.prefix, frozen)
         self.settings, epoch = self._read_settings()
+        if self.settings.durability == "replicated":
+            patience = min(PATIENCE, timedelta(seconds=settings.redis_timeout_s / 2), self.settings.lease / 5)
+            self.scripts.confirmation = Confirmation(self.client, self.keys.confirmed, patience)
         self.failover = Failover(self.client, self.scripts, self.keys, self.settings.lease, epoch)
-        self.runs = Runs(self.client, self.scripts, self.keys, self.settings.lease)
+        submitted = Submitted(self.failover, connections)
+        self.runs = Runs(self.client, self.scripts, self.keys, self.settings.lease, submitted)
         self.limits = Limits(self.client, self.scripts, self.keys, self.settings.silence)
         self.events = Events(self.client, self.keys)
         self.documents = Documents(self.client, self.keys)

@@ -8,13 +8,15 @@ their ends and leases against the new epoch, and processes that created runs loo
 
 from __future__ import annotations
 
+import itertools
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from orchestrator import clock
 from orchestrator.exceptions import DataGone, UnsuitableServer
@@ -36,6 +38,8 @@ MEND_EVERY = timedelta(hours=1)
 """How often a namespace is mended that no fail-over has befallen: a net, whose finds are logged."""
 
 _BATCH = 100
+_REMEMBERED = 10_000
+_REMEMBERED_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,7 @@ class Epoch:
     ``born`` tells the namespace from one that was begun anew under its name; ``number`` grows by one with each change.
     ``server`` and ``history`` are Redis's run_id and master_replid; ``before`` is the server before. ``how`` it began: started
     (the namespace is new), promoted (a replica of the server before took over) or replaced (it restarted, or is another one).
-    ``mends``: whoever asked is to ``mend`` the namespace now.
+    ``mends``: whoever asked is to ``mend`` the namespace now, because of a ``failover``, or as it is done ``hourly``; else ''.
     """
 
     number: int
@@ -55,7 +59,7 @@ class Epoch:
     since: datetime
     before: str = ""
     how: str = "started"
-    mends: bool = False
+    mends: str = ""
 
     @property
     def id(self) -> str:
@@ -79,6 +83,37 @@ class Report:
     twice_count: int
     restored: tuple[str, ...]
     restored_count: int
+
+
+class AcceptedEnd(NamedTuple):
+    """How an attempt ended, as the store had accepted it. ``state`` is a canonical name, ``label`` the state's own.
+
+    ``ended_ms`` and, for a retry, ``retry_ms`` are moments in ms of wall-clock time. ``result`` is packed.
+    """
+
+    run: str
+    attempt: int
+    state: str
+    label: str
+    message: str
+    result: bytes
+    ended_ms: int
+    retry_ms: int = 0
+
+
+class Held(NamedTuple):
+    """A run that a worker executes, under the attempt that it believes to hold."""
+
+    run: str
+    attempt: int
+    has_started: bool
+
+
+class Asserted(NamedTuple):
+    """What became of an end or of a held run, see lua/reassert.lua: ok, restored, missing, twice, full, other."""
+
+    answer: str
+    detail: str
 
 
 class Failover:
@@ -175,6 +210,36 @@ class Failover:
             restored_count=int(stored.get(b"restored_count", 0)),
         )
 
+    def reassert(
+        self, worker: str, ends: Sequence[AcceptedEnd] = (), held: Sequence[Held] = (), *, accepted: bool = True
+    ) -> tuple[list[Asserted], list[Asserted]]:
+        """Hold what a worker knows against a server that may have forgotten it. Per end and per run that it executes:
+
+        ok; restored (the end is recorded anew, or the claim taken again); missing (no record is left: reported as lost); twice
+        (a later attempt or another worker has it: reported with both); full (it waits again, a limit has no room: reported);
+        other (the attempt has ended otherwise). Whoever executes a run that is not ok or restored has to stop it.
+
+        Safe to repeat, and where nothing was lost: it changes nothing then. ``accepted`` False: of ends that were not told
+        before, and that only a lost claim has made superseded.
+        """
+        of_ends: list[Asserted] = []
+        of_held: list[Asserted] = []
+        for start in range(0, max(len(ends), len(held)), _BATCH):
+            some_ends, some_held = ends[start : start + _BATCH], held[start : start + _BATCH]
+            answers = self._scripts.call(
+                "reassert",
+                worker=worker,
+                lease_ms=self._lease_ms,
+                ends=[[shorten(end.run), *end[1:], int(accepted)] for end in some_ends],
+                held=[[shorten(run), attempt, int(has_started)] for run, attempt, has_started in some_held],
+            )
+            for found, into in zip(answers, (of_ends, of_held), strict=True):
+                into += [Asserted(answer.decode(), detail.decode()) for answer, detail in found]
+        subjects = [*((end.run, end.attempt, True) for end in ends), *((run.run, run.attempt, False) for run in held)]
+        for (run, attempt, is_end), asserted in zip(subjects, (*of_ends, *of_held), strict=True):
+            _tell(run, attempt, worker, asserted, is_end=is_end)
+        return of_ends, of_held
+
     def missing(self, runs: Sequence[str], by: str) -> list[str]:
         """Which of these runs have no record; each is reported as lost, ``by`` naming who was given its id or held it."""
         lost: list[str] = []
@@ -186,6 +251,67 @@ class Failover:
         return lost
 
 
+class Submitted:
+    """The runs that this process was given the ids of, for as long as a fail-over might still take them: 10,000, a minute.
+
+    Costs a create no round trip. When connections have been replaced since, and the epoch or the server is another, the runs
+    are looked for before the next create; each that is missing is reported.
+    """
+
+    def __init__(self, failover: Failover, connections: Callable[[], int]) -> None:
+        self._failover = failover
+        self._connections = connections
+        self._given: deque[tuple[float, str]] = deque(maxlen=_REMEMBERED)
+        self._seen = 0
+        self._epoch = ""
+
+    def add(self, runs: Iterable[str]) -> None:
+        """These ids were given out just now."""
+        if not self._given:
+            self._note(self._connections(), self._failover.known)
+        now = clock.monotonic()
+        self._given.extend((now, run) for run in runs)
+
+    def forget(self, runs: Iterable[str]) -> None:
+        """These runs were deleted here: that they are missing is no loss."""
+        gone = set(runs)
+        self._given = deque((entry for entry in self._given if entry[1] not in gone), maxlen=_REMEMBERED)
+
+    def verify(self) -> list[str]:
+        """Look for them if connections were replaced and the server is another. The ids of those that were lost.
+
+        Raises DataGone, StoreUnavailable; then they are looked for the next time.
+        """
+        if not self._given or self._connections() == self._seen:
+            return []
+        connections, epoch = self._connections(), self._failover.check(begin=False)
+        lost: list[str] = []
+        if epoch is None or epoch.id != self._epoch:
+            since = clock.monotonic() - _REMEMBERED_S
+            lost = self._failover.missing([run for at, run in list(self._given) if at >= since], "its submitter")
+            self.forget(lost)
+        self._note(connections, epoch)
+        return lost
+
+    def _note(self, connections: int, epoch: Epoch | None) -> None:
+        self._seen, self._epoch = connections, epoch.id if epoch else ""
+
+
+def count_connections(client: Redis) -> Callable[[], int]:
+    """How many connections the client, which has made none yet, has made by then: more may mean that they were replaced."""
+    made = itertools.count(1)
+    options = client.connection_pool.connection_kwargs
+    seen = 0
+
+    def connected(connection: Any) -> None:
+        nonlocal seen
+        connection.on_connect()
+        seen = next(made)
+
+    options["redis_connect_func"] = connected
+    return lambda: seen
+
+
 def check_schema(namespace: str, schema: int) -> None:
     """Raises UnsuitableServer for a namespace that a newer release has written."""
     if schema > SCHEMA:
@@ -195,16 +321,36 @@ def check_schema(namespace: str, schema: int) -> None:
         )
 
 
+def _tell(run: str, attempt: int, worker: str, asserted: Asserted, *, is_end: bool) -> None:
+    """What a fail-over did to a run, in the log; nothing where it did nothing."""
+    answer, detail = asserted
+    what = f"the end of attempt {attempt}" if is_end else f"attempt {attempt}, which executes"
+    told = {
+        "restored": (logging.WARNING, f"a fail-over had lost {what} at {worker}; it is recorded anew"),
+        "missing": (
+            logging.ERROR,
+            f"was lost in a fail-over: no record of it is left, and {what} at {worker} counts for nothing",
+        ),
+        "twice": (logging.ERROR, f"runs twice: a fail-over had lost {what} at {worker}, and {detail} has started it again"),
+        "full": (logging.ERROR, f"runs twice: a fail-over had lost {what} at {worker}, and {detail} has no room for it now"),
+        "other": (logging.WARNING, f"a fail-over had lost {what} at {worker}; it is {detail} now, and stays so"),
+    }
+    if answer in told:
+        level, text = told[answer]
+        extra = {"action": f"failover_{answer}", "run": run, "attempt": attempt, "worker": worker}
+        log.log(level, "Run %s: %s", run, text, extra=extra)
+
+
 def _read_epoch(stored: Mapping[bytes, bytes]) -> Epoch | None:
     if b"born" not in stored:
         return None
     names = (b"number", b"born", b"server", b"history", b"since", b"before", b"how")
-    return _epoch_of([*(stored.get(name, b"").decode() for name in names), "0", "0"])
+    return _epoch_of([*(stored.get(name, b"").decode() for name in names), "0", ""])
 
 
 def _epoch_of(fields: Sequence[str]) -> Epoch:
     number, born, server, history, since, before, how, _, mends = fields
-    return Epoch(int(number), born, server, history, clock.from_ms(int(since)), before, how, mends == "1")
+    return Epoch(int(number), born, server, history, clock.from_ms(int(since)), before, how, mends)
 
 
 def _facts(epoch: Epoch) -> dict[str, Any]:

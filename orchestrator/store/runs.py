@@ -32,6 +32,7 @@ from orchestrator.store.answers import (
     Turned,
 )
 from orchestrator.store.client import Redis
+from orchestrator.store.failover import Submitted
 from orchestrator.store.records import moment_of, pack, pack_line, pack_task, read_line, read_run, read_task, unpack
 from orchestrator.store.scripts import Scripts
 
@@ -67,10 +68,11 @@ def _text(value: bytes) -> str:
 class Runs:
     """Operations on runs of one namespace."""
 
-    def __init__(self, client: Redis, scripts: Scripts, own_keys: Keys, lease: timedelta) -> None:
+    def __init__(self, client: Redis, scripts: Scripts, own_keys: Keys, lease: timedelta, submitted: Submitted) -> None:
         self._client = client
         self._scripts = scripts
         self._keys = own_keys
+        self._submitted = submitted
         self._lease_ms = round(lease / timedelta(milliseconds=1))
 
     # --- birth -------------------------------------------------------------------------------------------------------
@@ -78,13 +80,18 @@ class Runs:
     def create(self, runs: Sequence[NewRun]) -> list[Created]:
         """Create runs, each if it does not exist yet by id or idempotency key. Due ones are queued at once.
 
-        Raises PayloadTooLarge before anything is written.
+        After a fail-over, the runs that this process created in the last minute are looked for first; what was lost is
+        reported in the log and as ``run.lost``.
+
+        Raises PayloadTooLarge before anything is written, DataGone.
         """
+        self._submitted.verify()
         items = [self._new_item(run) for run in runs]
         answers: list[Created] = []
         for start in range(0, len(items), 100):
             for answer, short, name in self._scripts.call("create", items=items[start : start + 100]):
                 answers.append(Created(lengthen(short), _text(answer), _text(name)))
+            self._submitted.add(created.id for created in answers[start:])
         return answers
 
     def _new_item(self, run: NewRun) -> list[Any]:
@@ -226,7 +233,7 @@ class Runs:
         for run, attempt, tasks in turn.tasks:
             parts.append(("record_tasks", _task_arguments(run, attempt, tasks)))
         if turn.ends:
-            parts.append(("finish", {"items": [self._end_item(end) for end in turn.ends]}))
+            parts.append(("finish", self._end_arguments(turn.ends, turn.worker)))
         if turn.claim is not None:
             parts.append(("claim", self._claim_arguments(*turn.claim)))
         answers = self._scripts.try_many(parts) if parts else []
@@ -291,19 +298,28 @@ class Runs:
             created_by=_text(fields[b"by"]),
         )
 
-    def renew(self, leases: Sequence[tuple[str, int]]) -> list[str]:
-        """Extend leases (run, attempt). Per run: ok, cancel (extended, but it is to be stopped), ended, lost."""
+    def renew(self, leases: Sequence[tuple[str, int]], *, worker: str = "") -> list[str]:
+        """Extend leases (run, attempt). Per run: ok, cancel (extended, but it is to be stopped), ended, lost.
+
+        With ``worker``, only its own: after a fail-over another one may hold a run under the same attempt.
+        """
         if not leases:
             return []
         items = [[shorten(run), attempt] for run, attempt in leases]
-        return [_text(answer) for answer in self._scripts.call("renew", lease_ms=self._lease_ms, items=items)]
+        return [_text(answer) for answer in self._scripts.call("renew", worker=worker, lease_ms=self._lease_ms, items=items)]
 
-    def finish(self, ends: Sequence[End]) -> list[str]:
-        """End attempts. Per end: ok, again (this attempt's end is recorded already), superseded (the fence has moved on)."""
+    def finish(self, ends: Sequence[End], *, worker: str = "") -> list[str]:
+        """End attempts. Per end: ok, again (this attempt's end is recorded already), superseded (the fence has moved on).
+
+        With ``worker``, only its own, as in ``renew``.
+        """
         if not ends:
             return []
-        answers = self._scripts.call("finish", items=[self._end_item(end) for end in ends])
+        answers = self._scripts.call("finish", **self._end_arguments(ends, worker))
         return [_text(answer[0]) for answer in answers]
+
+    def _end_arguments(self, ends: Sequence[End], worker: str) -> dict[str, Any]:
+        return {"worker": worker, "items": [self._end_item(end) for end in ends]}
 
     def _end_item(self, end: End) -> list[Any]:
         name = canonical_name(end.state.type, end.state.name)
@@ -421,6 +437,7 @@ class Runs:
         answers: list[str] = []
         for start in range(0, len(shorts), 100):
             answers += map(_text, self._scripts.call("delete", runs=shorts[start : start + 100]))
+        self._submitted.forget(map(lengthen, shorts))
         return answers
 
     def prune(self, before: datetime, limit: int = 100) -> int:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
 from harness import SAFE, RedisServer, eventually
+from orchestrator.clock import FrozenClock
 from orchestrator.exceptions import DataGone, UnsuitableServer
 from orchestrator.settings import Settings
 from orchestrator.store import Store, open_store
@@ -48,7 +50,7 @@ def test_a_namespace_gets_its_first_epoch_and_its_schema_from_whoever_comes_firs
     assert store.client.hget(store.keys.settings, "schema") is None
     epoch = store.failover.check()
     assert epoch is not None
-    assert (epoch.number, epoch.how, epoch.mends) == (1, "started", False)
+    assert (epoch.number, epoch.how, epoch.mends) == (1, "started", "")
     assert store.client.hget(store.keys.settings, "schema") == str(SCHEMA).encode()
     assert store.failover.check(mend=True) == epoch == store.failover.known
 
@@ -69,6 +71,7 @@ def test_a_restarted_server_is_a_new_epoch_that_one_process_mends(own_server: Re
         seen = [epoch for epoch in many.map(lambda _: own_store.failover.check(mend=True), range(50)) if epoch]
     assert {(epoch.number, epoch.how, epoch.before) for epoch in seen} == {(2, "replaced", first.server)}
     [winner] = [epoch for epoch in seen if epoch.mends]
+    assert winner.mends == "failover"
     assert winner.id != first.id
     assert own_store.failover.mend(winner, own_store.runs.reconcile_all) == 0
     assert own_store.events.latest()[0].name == "namespace.failover"
@@ -118,10 +121,29 @@ def test_the_first_replica_of_a_server_is_no_fail_over(own_server: RedisServer, 
         known = own_store.failover.known
         assert known is not None
         assert first is not None
-        assert (known.id, known.mends) == (first.id, False)
+        assert (known.id, known.mends) == (first.id, "")
     finally:
         replica.stop()
 
 
 def _replica_of(server: RedisServer) -> tuple[str, ...]:
     return (*SAFE, "--replicaof", "127.0.0.1", str(server.port))
+
+
+def test_a_namespace_is_mended_every_hour_too(frozen_store: Store, frozen: FrozenClock) -> None:
+    frozen_store.failover.check(mend=True)
+    frozen.advance(timedelta(minutes=61))
+    first, second = frozen_store.failover.check(mend=True), frozen_store.failover.check(mend=True)
+    assert [epoch.mends if epoch else None for epoch in (first, second)] == ["hourly", ""]
+    assert first is not None
+    assert frozen_store.failover.mend(first, frozen_store.runs.reconcile_all) == 0
+    assert frozen_store.events.latest() == [], "nothing was found, and nobody fell over"
+
+
+def test_who_mends_and_dies_is_replaced(frozen_store: Store, frozen: FrozenClock) -> None:
+    frozen_store.failover.check()
+    frozen_store.client.hset(frozen_store.keys.epoch, "server", "before")
+    winner = frozen_store.failover.check(mend=True)
+    frozen.advance(timedelta(minutes=2))
+    heir = frozen_store.failover.check(mend=True)
+    assert [epoch.mends if epoch else None for epoch in (winner, heir)] == ["failover", "failover"]

@@ -8,7 +8,7 @@
 --             mended_in, mended_at, mend_until   the epoch and the moment (ms) of the last mending; how long who mends may take
 --             mended, lost, twice, restored and their counts   what is known of the epoch's damage: lib/reports.lua
 --
--- A new epoch holds `lapse` back for one lease: nobody could renew while there was no server.
+-- A new epoch sets the brake that holds `lapse` back for one lease: nobody could renew while there was no server.
 --
 -- FLAGS allow-oom
 -- USES core
@@ -21,7 +21,7 @@
 --      lease_ms int  length of a lease
 --      every_ms int  how long after it was mended a namespace is mended again
 -- RETURN {'ok', number, born, server, history, since, before, how, moved, mend}, all texts:
---          moved 1 = this call has moved it; mend 1 = the caller is to mend it now, and `mended` to follow
+--          moved 1 = this call has moved it; mend: 'failover' or 'hourly' = the caller is to mend it now, and `mended` to follow; else ''
 --        {'none'}  no epoch yet, and none was begun
 --        {'gone'}  the namespace that the caller has seen is not there any more
 
@@ -70,15 +70,20 @@ elseif not is_same_history() then
   enter_epoch(math.max(tonumber(epoch.number), number) + 1, former == epoch.history and 'promoted' or 'replaced')
   write('HDEL', key, 'mend_until', 'mended', 'lost', 'lost_count', 'twice', 'twice_count', 'restored', 'restored_count')
   epoch.mend_until = ''
-  write('SET', prefix .. 'brake', 'fail-over', 'PX', lease_ms)
+  write('SET', prefix .. 'brake', now + lease_ms, 'PX', lease_ms)
 elseif history ~= epoch.history then
   put('history', history)
 end
 
-local is_due = epoch.mended_in ~= epoch.number or now - tonumber(epoch.mended_at) >= every_ms
-local mends = mend == 1 and is_due and now >= (tonumber(epoch.mend_until) or 0)
-if mends then put('mend_until', now + MEND_MS) end
-local flag = {[true] = '1', [false] = '0'}
+local mends = ''
+if mend == 1 and now >= (tonumber(epoch.mend_until) or 0) then
+  if epoch.mended_in ~= epoch.number then
+    mends = 'failover'
+  elseif now - tonumber(epoch.mended_at) >= every_ms then
+    mends = 'hourly'
+  end
+end
+if mends ~= '' then put('mend_until', now + MEND_MS) end
 return {
-  'ok', epoch.number, epoch.born, epoch.server, epoch.history, epoch.since, epoch.before, epoch.how, flag[moved], flag[mends],
+  'ok', epoch.number, epoch.born, epoch.server, epoch.history, epoch.since, epoch.before, epoch.how, moved and '1' or '0', mends,
 }

@@ -2,7 +2,9 @@
 --
 -- FLAGS allow-oom
 -- USES core gates runs places calls wake
--- ARGV items packed  a list of {run id, attempt, state, label, message, result, retry in ms, ms since it ended}
+-- ARGV worker str    who executed them: the run of another worker is not ended, also where a fail-over that forgot a claim had both
+--                    given the same attempt. '' = whoever holds it
+--      items packed  a list of {run id, attempt, state, label, message, result, retry in ms, ms since it ended}
 -- RETURN per item: {'ok', state} | {'again', the recorded outcome} | {'superseded', attempt}
 --        again       the attempt has ended so already; the first answer was lost
 --        superseded  the attempt has ended otherwise: its lease lapsed, or somebody decided
@@ -19,7 +21,7 @@ end
 local function finish(run, attempt, asked, label, message, result, retry_ms, ago_ms)
   if not run then return {'superseded', 0} end
   local state = end_state(run, asked)
-  if run.place ~= 'leased' or run.attempt ~= attempt then
+  if run.place ~= 'leased' or run.attempt ~= attempt or (worker ~= '' and run.worker ~= worker) then
     if run.outcome == attempt .. ' ' .. state then return {'again', state} end
     return {'superseded', run.attempt}
   end

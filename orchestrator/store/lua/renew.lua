@@ -2,7 +2,9 @@
 --
 -- FLAGS allow-oom
 -- USES core gates runs places
--- ARGV lease_ms int     length of the lease from now
+-- ARGV worker   str     who holds them; another worker's run of the same attempt is lost: after a fail-over that forgot a claim,
+--                       two may have been given the same number. '' = whoever holds it
+--      lease_ms int     length of the lease from now
 --      items    packed  a list of {run id, attempt}
 -- RETURN per item: ok | cancel (extended; someone asked for it to be cancelled) | ended | lost
 
@@ -13,7 +15,7 @@ for i, item in ipairs(items) do
     answers[i] = 'lost'
   elseif run.place == 'ended' and run.attempt == item[2] then
     answers[i] = 'ended'
-  elseif run.place ~= 'leased' or run.attempt ~= item[2] or not redis.call('ZSCORE', prefix .. 'leases', run.id) then
+  elseif run.place ~= 'leased' or run.attempt ~= item[2] or (worker ~= '' and run.worker ~= worker) or not redis.call('ZSCORE', prefix .. 'leases', run.id) then
     answers[i] = 'lost'
   else
     write('ZADD', prefix .. 'leases', now + lease_ms, run.id)
