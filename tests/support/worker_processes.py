@@ -30,7 +30,7 @@ class WorkerProcess:
     """One worker, ``options`` as in WorkerOptions (durations as text of Python: they cross a command line)."""
 
     def __init__(self, settings: Settings, options: dict[str, Any]) -> None:
-        self.process = python("-c", _WORK, repr(options), env=_environment(settings))
+        self.process = python("-c", _WORK, repr(options), env=environment_of(settings))
         self.said: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -77,7 +77,7 @@ class WorkerProcess:
         return False
 
 
-def _environment(settings: Settings) -> dict[str, str]:
+def environment_of(settings: Settings) -> dict[str, str]:
     """The variables that give a process these settings, defaults and all."""
     values = {name: getattr(settings, name) for name in NAMES}
     return {PREFIX + name.upper(): str(value) for name, value in values.items() if value is not None}

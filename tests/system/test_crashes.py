@@ -5,19 +5,26 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from harness import eventually
+from harness import eventually, python
 from orch_scheduler.service import Scheduler
+from orchestrator.keys import GROUP
 from orchestrator.settings import Settings
-from orchestrator.store import Store
+from orchestrator.states import Completed
+from orchestrator.store import Store, open_store
+from orchestrator.store.answers import End
 from worker_processes import (
     deploy,
+    descendants_of,
+    environment_of,
     is_alive,
     kill,
     log_of,
@@ -107,17 +114,18 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def scheduler(store: Store) -> Iterator[None]:
-    """A scheduler that works beside the test."""
-    import threading
-
-    running = Scheduler(store)
-    thread = threading.Thread(target=running.run)
-    thread.start()
-    yield
-    running.stop()
-    thread.join(30)
+@contextmanager
+def scheduler(settings: Settings) -> Iterator[None]:
+    """A scheduler that works beside the test, by what the namespace has agreed on."""
+    with open_store(settings) as store:
+        running = Scheduler(store)
+        thread = threading.Thread(target=running.run)
+        thread.start()
+        try:
+            yield
+        finally:
+            running.stop()
+            thread.join(30)
 
 
 def numbers(file: Path) -> list[int]:
@@ -243,10 +251,10 @@ def test_a_flow_that_leaves_python_has_crashed_and_is_not_started_again(store: S
 
 
 def test_what_kills_its_process_each_time_is_in_quarantine_after_exactly_three_starts(
-    store: Store, settings: Settings, folder: Path, scheduler: None
+    store: Store, settings: Settings, folder: Path
 ) -> None:
     run = submit(store, deploy(store, folder, "kills_itself"))
-    with worker(settings):
+    with scheduler(settings), worker(settings):
         ended = wait_for_end(store, run)
     assert (ended.state.name, ended.crash_count, ended.run_count, ended.attempt) == ("Crashed", 3, 3, 3)
     assert ended.is_quarantined
@@ -267,6 +275,131 @@ def test_without_a_scheduler_a_worker_starts_a_crashed_run_again_by_itself(
     with worker(settings):
         ended = wait_for_end(store, run)
     assert (ended.crash_count, ended.run_count) == (3, 3)
+
+
+# -- workers that hang
+
+
+_HANGS = """
+import sys, threading
+from pathlib import Path
+from orch_workers import runner
+from orch_workers.base import WorkerOptions
+
+tick = runner.Supervisor._tick
+
+def tick_or_hang(self):
+    tick(self)
+    if Path(sys.argv[1], "hang").exists():
+        threading.Event().wait()
+
+runner.Supervisor._tick = tick_or_hang
+say = lambda sentence: print(sentence, file=sys.stderr, flush=True)
+sys.exit(runner.run_worker(WorkerOptions(pool="pool", name="hangs", announce=say)))
+"""
+
+
+_ONE_READ_HANGS = """
+import sys, threading
+from datetime import timedelta
+from orch_workers import runner
+from orch_workers.base import WorkerOptions
+from orchestrator.store.pools import Pools
+
+runner.BLOCK, runner.LONGEST_TURN_S = timedelta(milliseconds=100), 0.0
+wait_for_runs = Pools.wait_for_runs
+say = lambda sentence: print(sentence, file=sys.stderr, flush=True)
+
+def hang_once(self, *arguments, **more):
+    Pools.wait_for_runs = wait_for_runs
+    say("The read hangs.")
+    threading.Event().wait()
+
+Pools.wait_for_runs = hang_once
+sys.exit(runner.run_worker(WorkerOptions(pool="pool", announce=say)))
+"""
+
+
+def test_a_read_that_never_ends_is_given_up_and_the_worker_goes_on(store: Store, settings: Settings, folder: Path) -> None:
+    deployment = deploy(store, folder, "answers")
+    hanging = python("-c", _ONE_READ_HANGS, env=environment_of(replace(settings, redis_timeout_s=0.5)))
+    assert hanging.stderr is not None
+    try:
+        assert any("The read hangs." in line for line in hanging.stderr)
+        run = submit(store, deployment)
+        assert any("A read from Redis does not end" in line for line in hanging.stderr)
+        assert wait_for_end(store, run).state.name == "Completed"
+        hanging.terminate()
+        assert hanging.wait(30) == 0
+    finally:
+        hanging.kill()
+        hanging.communicate()
+
+
+def test_a_worker_whose_loop_hangs_ends_itself_and_its_runs_go_on_elsewhere(
+    store: Store, settings: Settings, folder: Path
+) -> None:
+    """It was up, renewed nothing, claimed nothing, and nobody restarted it."""
+    store.write_settings(replace(store.settings, lease=timedelta(seconds=2)))
+    run = submit(store, deploy(store, folder, "leaves_daemons"), folder=str(folder), then="wait")
+    hanging = python("-c", _HANGS, str(folder), env=environment_of(replace(settings, redis_timeout_s=0.5)))
+    try:
+        child = wait_for_start(folder)
+        below = [child, *wait_for_daemons(folder), *descendants_of(hanging.pid)]
+        (folder / "hang").touch()
+        _, said = hanging.communicate(timeout=60)
+    finally:
+        hanging.kill()
+    assert hanging.returncode == 1
+    assert "Worker 'hangs' ends itself: its loop has not turned for 4 s." in said
+    assert "in tick_or_hang" in said
+    wait_until_gone(below)
+    (folder / "pids").unlink()
+    with scheduler(settings), worker(settings, name="next"):
+        wait_for_start(folder, 2)
+        let_go(folder)
+        ended = wait_for_end(store, run)
+    assert (ended.state.name, ended.worker) == ("Completed", "next")
+
+
+def test_a_worker_that_was_stopped_for_longer_than_any_patience_goes_on(store: Store, settings: Settings, folder: Path) -> None:
+    """Its old run counts where it was started again; what it takes from then on counts as ever."""
+    store.write_settings(replace(store.settings, lease=timedelta(seconds=1)))
+    deployment = deploy(store, folder, "waits")
+    run = submit(store, deployment, folder=str(folder))
+    brief = replace(settings, redis_timeout_s=0.5)
+    with scheduler(brief), worker(brief, name="paused") as paused:
+        first = wait_for_start(folder)
+        paused.signal(signal.SIGSTOP)
+        with worker(brief, name="other") as other:
+            wait_for_start(folder, 2)
+            assert not is_alive(first), "its run was to be dead before another could start"
+            with open_store(brief) as agreed:
+                workers = agreed.pools.workers
+                eventually(lambda: [found.status for found in workers() if found.name == "paused"] == ["OFFLINE"])
+            assert store.runs.renew([(run, 1)]) == ["lost"]
+            assert store.runs.finish([End(run, 1, Completed())]) == ["superseded"]
+            paused.signal(signal.SIGCONT)
+            let_go(folder)
+            ended = wait_for_end(store, run)
+            assert (ended.state.name, ended.worker, ended.attempt) == ("Completed", "other", 2)
+            other.signal(signal.SIGTERM)
+            assert other.wait() == 0
+        again = submit(store, deployment, folder=str(folder))
+        wait_for_start(folder, 3)
+        let_go(folder)
+        ended = wait_for_end(store, again)
+        assert (ended.state.name, ended.worker) == ("Completed", "paused")
+        assert paused.process.poll() is None
+
+
+def test_a_worker_whose_consumer_group_is_gone_makes_a_new_one(store: Store, settings: Settings, folder: Path) -> None:
+    deployment = deploy(store, folder, "answers")
+    with worker(settings):
+        wait_for_end(store, submit(store, deployment))
+        for stream in store.runs.streams("pool", ["default"]):
+            store.client.xgroup_destroy(store.keys.prefix + stream, GROUP)
+        assert wait_for_end(store, submit(store, deployment)).state.name == "Completed"
 
 
 # -- rolling restarts

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import clock
 from orchestrator.engine import processes
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -37,7 +38,7 @@ class Counter:
         self.count = count
         self.now = 100.0
         monkeypatch.setattr(processes, "_out_of_memory_kills", lambda: self.count)
-        monkeypatch.setattr(processes.clock, "monotonic", lambda: self.now)
+        monkeypatch.setattr(clock, "monotonic", lambda: self.now)
 
 
 def test_a_kill_that_the_kernel_has_just_counted_was_for_want_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:

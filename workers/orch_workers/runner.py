@@ -21,6 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from orch_workers.base import Executor, Host, Job, WorkerOptions
+from orch_workers.watchdog import LoopWatchdog
 from orchestrator import clock, keys
 from orchestrator._version import __version__
 from orchestrator.engine import processes, protocol
@@ -44,6 +45,9 @@ BLOCK = timedelta(seconds=5)
 QUEUES_S = 60.0
 TICK_S = 1.0
 IDLE_TICK_S = 5.0
+LONGEST_TURN_S = 30.0
+"""A loop that has not turned for two leases, or for so long, is stuck: the worker ends."""
+
 BACKLOG_BYTES = 16 * 1024 * 1024
 """While more than this waits for Redis, runs are not listened to: they wait when their socket or pipe is full."""
 
@@ -130,6 +134,12 @@ class Supervisor:
         self._control_waiter = Waiter("orch-wait-control", self._wait_for_control, self._wake)
         self._executor = make(options, self)
         self._metrics: WorkerMetrics | None = None
+        self._redis_clock = clock.RemoteClock()
+        timeout_s = options.settings.redis_timeout_s if options.settings else 0.0
+        # A turn may meet a Redis that does not answer a few times over, before it stops asking.
+        patience_s = max(min(2 * agreed.lease.total_seconds(), LONGEST_TURN_S), 4 * timeout_s)
+        self._watchdog = LoopWatchdog(timedelta(seconds=patience_s), f"Worker '{self._name}'")
+        self._longest_read = BLOCK + timedelta(seconds=2 * timeout_s + LONGEST_TURN_S)
 
     def run(self) -> int:
         """Work until told to stop."""
@@ -142,8 +152,11 @@ class Supervisor:
             self._say(f"Metrics at http://127.0.0.1:{self._metrics.port}/metrics")
         try:
             self._begin()
+            self._watchdog.start()
             while not self._is_over():
                 self._turn()
+                self._watchdog.turned()
+            self._watchdog.stop()
         finally:
             self._executor.close()
         self._end()
@@ -609,6 +622,9 @@ class Supervisor:
         if answer is None:
             self._timers[self._heartbeat] = now
             return
+        if self._stand_in in self._timers and self._redis_clock.is_off(answer.now_ms, self._store.settings.renew):
+            self._lapse()
+        self._redis_clock.showed(answer.now_ms)
         self._redis_ahead_ms = answer.now_ms - clock.now_ms()
         self._workers = max(1, answer.workers)
         if answer.scheduler_alive or self._options.burst:
@@ -648,11 +664,20 @@ class Supervisor:
                 self._timers[self._stand_in] = min(self._timers[self._stand_in], now + max(0.0, wait_s))
                 self._duties -= wait_s <= self._workers  # the same duty again when that run is due
         elif turn == 0:
-            self._ask(runs.lapse)
+            self._lapse()
         elif turn == 2:
             self._ask(lambda: runs.redeliver(self._pool, self._queues))
         else:
             self._ask(runs.wake)
+
+    def _lapse(self) -> None:
+        lapsed = self._ask(lambda: self._store.runs.lapse(expected_ms=self._redis_clock.expected_ms()))
+        if lapsed is None:
+            return
+        self._redis_clock.showed(lapsed.now_ms)
+        if lapsed.jump_ms:
+            lease_s = self._store.settings.lease.total_seconds()
+            self._say(f"Redis's clock jumped by {lapsed.jump_ms / 1000:g} s; no lease counts as over for {lease_s:g} s.")
 
     def _refresh_queues(self) -> None:
         now = clock.monotonic()
@@ -664,6 +689,18 @@ class Supervisor:
     def _tick(self) -> None:
         self._timers[self._tick] = clock.monotonic() + (TICK_S if self._jobs else IDLE_TICK_S)
         self._executor.tick()
+        self._look_after_readers()
+
+    def _look_after_readers(self) -> None:
+        """A thread that reads for ever brings nothing: let go of it, and of the connection that it hangs on."""
+        overdue = [waiter for waiter in (self._runs_waiter, self._control_waiter) if waiter.is_overdue(self._longest_read)]
+        if overdue:
+            self._say("A read from Redis does not end; it is given up, and the next one uses a new connection.")
+            self._store.stop_waiting()
+        for waiter in overdue:
+            waiter.replace()
+            self._is_handed = True
+            self._may_have_more = True
 
     def _read_queues(self) -> list[str]:
         """The queues to read, in the order of their priority. Raises ObjectNotFound, ConfigurationError for another type."""
