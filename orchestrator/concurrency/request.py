@@ -60,6 +60,8 @@ class Request:
                 self._slots = Slots(flow.link, flow.flow_run.id, wanted, say)
 
     def __enter__(self) -> None:
+        if not self._names:
+            return
         try:
             self._recorded().take(self._patience)
             self._warn_of_missing()
@@ -71,6 +73,8 @@ class Request:
             self._slots.release()
 
     async def __aenter__(self) -> None:
+        if not self._names:
+            return
         try:
             await self._recorded().take_async(self._patience)
             self._warn_of_missing()

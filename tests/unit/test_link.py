@@ -238,6 +238,58 @@ def test_who_listens_is_told_at_once(recording: Recording, told: dict[str, list[
     assert told["trouble"] == ["no Redis"]
 
 
+# Slots
+
+
+DB = protocol.Wanted("global", ["db"])
+
+
+def words_of(recording: Recording, call: int) -> list[Any]:
+    words: list[Any] = []
+    recording.link.acquire(call, "r", DB, words.append)
+    return words
+
+
+def test_every_word_about_a_call_is_told_by_the_reader(recording: Recording) -> None:
+    recording.is_granting = False
+    call = recording.link.new_call()
+    words = words_of(recording, call)
+    eventually(lambda: recording.calls == {call: DB})
+    recording.send("waits", call, "a limit")
+    recording.grant(call)
+    eventually(lambda: len(words) == 2)
+    assert words == [("waits", "a limit"), ("granted", "")]
+
+
+def test_what_was_released_is_not_heard_of_again(recording: Recording) -> None:
+    recording.is_granting = False
+    words = words_of(recording, 1)
+    recording.link.release(1, "r")
+    recording.send("waits", 1, "a limit")
+    recording.send("answer", 1, True, ["granted", ""])
+    other = words_of(recording, 2)
+    eventually(lambda: 2 in recording.calls)
+    recording.grant(2)
+    eventually(lambda: other)
+    assert words == []
+
+
+def test_an_error_of_the_recorder_reaches_the_call(recording: Recording) -> None:
+    recording.is_granting = False
+    words = words_of(recording, 1)
+    recording.send("answer", 1, False, {"type": "ObjectNotFound", "message": "no x", "hint": None})
+    eventually(lambda: words)
+    assert (words[0][0], type(words[0][1])) == ("error", ObjectNotFound)
+
+
+def test_calls_hear_of_the_loss_of_the_recorder(recording: Recording) -> None:
+    recording.is_granting = False
+    before = words_of(recording, 1)
+    recording.hang_up()
+    eventually(lambda: before)
+    assert [word[0] for word in (*before, *words_of(recording, 2))] == ["lost", "lost"]
+
+
 # A recorder that is gone
 
 

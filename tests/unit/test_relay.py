@@ -20,7 +20,7 @@ from orchestrator.engine.relay import Relay
 from orchestrator.exceptions import ObjectNotFound, StoreUnavailable
 from orchestrator.models import LogLine, NewRun, TaskRun
 from orchestrator.states import State, StateType
-from orchestrator.store.answers import ClaimRequest, Claims, End, Lapsed, Turn, Turned
+from orchestrator.store.answers import Acquire, Acquired, ClaimRequest, Claims, End, Lapsed, Turn, Turned
 
 
 @dataclass
@@ -39,6 +39,36 @@ class FakeStore:
     refuses: set[str] = field(default_factory=set)
     variables: dict[str, Any] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
+    asked: list[Acquire] = field(default_factory=list)
+    released: list[tuple[str, int, int]] = field(default_factory=list)
+    acquired: dict[int, Acquired] = field(default_factory=dict)
+    limited: list[str] = field(default_factory=list)
+    woken: int = 0
+
+    @property
+    def limits(self) -> FakeStore:
+        return self
+
+    def acquire(self, asked: Acquire) -> Acquired:
+        self._call()
+        self.asked.append(asked)
+        self.order.append(f"acquire {asked.call}")
+        return self.acquired.get(asked.call, Acquired("granted"))
+
+    def release(self, calls: Sequence[tuple[str, int, int]]) -> int:
+        self._call()
+        self.released += calls
+        self.order += [f"release {call}" for _, _, call in calls]
+        return len(calls)
+
+    def tags(self) -> list[str]:
+        self._call()
+        return self.limited
+
+    def wake(self) -> int:
+        self._call()
+        self.woken += 1
+        return 0
 
     @property
     def runs(self) -> FakeStore:
@@ -314,6 +344,7 @@ def test_the_claim_goes_along_with_the_ends(relay: Relay, store: FakeStore) -> N
             ["end", "r", "X", "Y", "", b"", None],
         ),
         *(["end", "r", "RUNNING", "Running", "", b"", None], ["ask", "x"], [None], ["start", None, None, None]),
+        *(["acquire", 1, "r"], ["acquire", 1, "r", *range(10)], ["release", "r"], ["release", "r", "1"]),
     ],
 )
 def test_frames_that_make_no_sense_are_ignored(frame: Frame, relay: Relay, store: FakeStore) -> None:
@@ -328,7 +359,25 @@ def test_frames_that_make_no_sense_are_ignored(frame: Frame, relay: Relay, store
 @settings(max_examples=200)
 @given(
     frame=st.lists(
-        st.sampled_from(["start", "log", "tasks", "end", "open", "ask", "r", "COMPLETED", "Completed", "", b"", None])
+        st.sampled_from(
+            [
+                "start",
+                "log",
+                "tasks",
+                "end",
+                "open",
+                "ask",
+                "acquire",
+                "release",
+                "r",
+                "tag",
+                "COMPLETED",
+                "Completed",
+                "",
+                b"",
+                None,
+            ]
+        )
         | st.integers()
         | st.lists(st.lists(st.integers() | st.text(), max_size=5), max_size=2)
         | st.dictionaries(st.sampled_from(["id", "flow", "tags"]), st.integers() | st.text(), max_size=3),
@@ -435,6 +484,232 @@ def test_questions_are_answered_in_order(relay: Relay, store: FakeStore) -> None
         ["answer", 3, False, {"type": "ObjectNotFound", "message": "no y", "hint": "set it"}],
     ]
     assert replies[3][1:3] == [4, False]
+
+
+# Slots
+
+
+WAITING = Acquired("waiting", "global limit 'db' (1/1 used)")
+
+
+def acquire(call: int, run: str = "r", *, of: str = "global", patient: bool = True, rate: bool = False) -> Frame:
+    return ["acquire", call, run, of, ["db"], 1, rate, False, patient]
+
+
+def test_slots_are_asked_for_under_the_attempt_of_the_run(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 3)
+    relay.feed("child", ["acquire", 7, "r", "global", ["db", "api"], 2, True, True, True], 1.0)
+    assert relay.deadline == 1.0
+    store.acquired[7] = Acquired("granted", "api")
+    assert answers(relay.flush(1.0)) == [["answer", 7, True, ["granted", "api"]]]
+    assert store.asked == [Acquire("r", 3, 7, ["db", "api"], "global", 2, True, True)]
+    assert relay.is_idle
+
+
+def test_a_call_of_a_subflow_waits_until_the_store_knows_the_subflow(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 1)
+    relay.feed("child", opening("s", "r"), 0.0)
+    relay.feed("child", acquire(1, "s"), 0.0)
+    relay.flush(0.0)
+    assert store.order == ["open s", "acquire 1"]
+    assert store.asked[0].attempt == 1
+
+
+def test_who_must_wait_is_told_once_and_answered_when_the_grant_comes(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 1)
+    store.acquired[1] = WAITING
+    relay.feed("child", acquire(1), 0.0)
+    assert answers(relay.flush(0.0)) == [["waits", 1, WAITING.detail]]
+    assert relay.is_idle
+    relay.ask_again(5.0)
+    assert answers(relay.flush(5.0)) == []
+    relay.granted("r", 2, 6.0)
+    assert relay.is_idle
+    store.acquired[1] = Acquired("granted")
+    relay.granted("r", 1, 6.0)
+    assert answers(relay.flush(6.0)) == [["answer", 1, True, ["granted", ""]]]
+    relay.granted("r", 1, 7.0)
+    assert relay.is_idle
+
+
+def test_a_grant_that_an_earlier_attempt_was_told_of_is_none(relay: Relay, store: FakeStore) -> None:
+    """Calls are numbered anew in each attempt, and what a worker is told does not name the attempt."""
+    relay.adopt("child", "r", 2)
+    store.acquired[1] = WAITING
+    relay.feed("child", acquire(1), 0.0)
+    relay.flush(0.0)
+    relay.granted("r", 1, 1.0)
+    assert answers(relay.flush(1.0)) == []
+
+
+def test_who_does_not_want_to_wait_gives_its_place_back(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 4)
+    store.acquired[1] = WAITING
+    relay.feed("child", acquire(1, patient=False), 0.0)
+    assert answers(relay.flush(0.0)) == [["answer", 1, True, ["full", WAITING.detail]]]
+    relay.flush(0.0)
+    assert store.released == [("r", 4, 1)]
+
+
+def test_a_release_goes_before_the_calls_that_came_after_it(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 2)
+    relay.feed("child", acquire(1), 0.0)
+    relay.flush(0.0)
+    relay.feed("child", ["release", "r", 1], 1.0)
+    relay.feed("child", acquire(2), 1.0)
+    assert relay.deadline == 1.0
+    relay.flush(1.0)
+    assert store.order == ["acquire 1", "release 1", "acquire 2"]
+    assert store.released == [("r", 2, 1)]
+
+
+def test_a_call_that_is_taken_back_before_it_was_made_is_never_made(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 1)
+    relay.feed("child", acquire(1), 0.0)
+    relay.feed("child", ["release", "r", 1], 0.0)
+    assert relay.flush(0.0) == []
+    assert (store.asked, store.released) == ([], [])
+
+
+def test_a_call_whose_answer_was_lost_is_taken_back(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 1)
+    store.is_away = True
+    relay.feed("child", acquire(1), 0.0)
+    relay.flush(0.0)
+    relay.feed("child", ["release", "r", 1], 0.1)
+    store.is_away = False
+    relay.flush(1.0)
+    assert store.released == [("r", 1, 1)]
+
+
+def test_releases_wait_for_redis_in_order(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 1)
+    relay.adopt("other", "o", 1)
+    store.is_away = True
+    for call in range(1, 251):
+        relay.feed("child", ["release", "r", call], 0.0)
+    relay.flush(0.0)
+    relay.feed("other", ["release", "o", 1], 0.1)
+    store.is_away = False
+    relay.flush(1.0)
+    assert store.released == [*(("r", 1, call) for call in range(1, 251)), ("o", 1, 1)]
+
+
+def test_what_a_run_had_when_it_ended_needs_no_release(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 1)
+    relay.feed("child", ["release", "r", 1], 0.0)
+    relay.feed("child", end("r"), 0.0)
+    relay.flush(0.0)
+    assert store.order == ["end r"]
+    relay.feed("child", ["release", "r", 2], 1.0)
+    assert relay.is_idle
+
+
+def test_what_is_left_of_a_run_gets_no_slots_after_its_end(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 1)
+    store.acquired[1] = WAITING
+    relay.feed("child", acquire(1), 0.0)
+    relay.flush(0.0)
+    relay.feed("child", end("r"), 1.0)
+    superseded = ["superseded", ""]
+    assert answers(relay.flush(1.0)) == [["answer", 1, True, superseded], ["ended", "r", "ok"]]
+    relay.feed("child", acquire(2), 2.0)
+    assert answers(relay.flush(2.0)) == [["answer", 2, True, superseded]]
+    assert [asked.call for asked in store.asked] == [1]
+
+
+def test_waiting_calls_of_a_run_that_was_taken_away_are_answered(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 1)
+    store.acquired[1] = WAITING
+    relay.feed("child", acquire(1), 0.0)
+    relay.flush(0.0)
+    relay.forget("r")
+    assert relay.deadline is not None
+    assert answers(relay.flush(1.0)) == [["answer", 1, True, ["superseded", ""]]]
+
+
+def test_a_dead_child_waits_for_nothing(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 1)
+    store.acquired[1] = WAITING
+    relay.feed("child", acquire(1), 0.0)
+    relay.flush(0.0)
+    relay.gone("child", "killed", 1.0)
+    relay.ask_again(1.0)
+    assert answers(relay.flush(1.0)) == [["ended", "r", "crashed"]]
+    assert len(store.asked) == 1
+
+
+def test_slots_are_not_handed_to_another_child(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("mine", "r", 1)
+    relay.feed("other", acquire(1), 0.0)
+    relay.feed("other", ["release", "r", 1], 0.0)
+    assert answers(relay.flush(0.0)) == [["answer", 1, True, ["superseded", ""]]]
+    assert (store.asked, store.released) == ([], [])
+
+
+def test_what_the_store_refuses_is_an_error_of_the_caller(relay: Relay, store: FakeStore, monkeypatch: Any) -> None:
+    relay.adopt("child", "r", 1)
+
+    def refuse(asked: Acquire) -> Acquired:
+        raise ValueError("odd")
+
+    monkeypatch.setattr(store, "acquire", refuse)
+    relay.feed("child", acquire(1), 0.0)
+    assert answers(relay.flush(0.0)) == [["answer", 1, False, {"type": "ValueError", "message": "odd", "hint": None}]]
+
+
+def test_a_rate_limit_is_woken_by_time_where_nobody_else_does(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 1)
+    for call in (1, 2):
+        store.acquired[call] = Acquired("waiting", "rate", retry_ms=200 * call)
+        relay.feed("child", acquire(call, rate=True), 0.0)
+    relay.flush(0.0)
+    assert (relay.deadline, relay.is_idle) == (0.2, True)
+    store.acquired[1] = Acquired("granted")
+    assert answers(relay.flush(0.2)) == [["answer", 1, True, ["granted", ""]]]
+    assert store.woken == 1
+    relay.flush(0.2)
+    assert relay.deadline == pytest.approx(0.6)
+    assert [asked.call for asked in store.asked] == [1, 2, 1, 2]
+
+
+def test_of_very_many_that_wait_some_are_asked_for_at_each_renewal(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 1)
+    for call in range(1, 251):
+        store.acquired[call] = WAITING
+        relay.feed("child", acquire(call), 0.0)
+    while not relay.is_idle:
+        relay.flush(0.0)
+    store.asked.clear()
+    for turn in (1.0, 2.0, 3.0):
+        relay.ask_again(turn)
+        relay.flush(turn)
+        assert relay.is_idle
+    assert {asked.call for asked in store.asked} == set(range(1, 251))
+
+
+def test_who_asks_for_a_tag_is_told_which_tags_are_limited(relay: Relay, store: FakeStore) -> None:
+    relay.adopt("child", "r", 1)
+    relay.adopt("other", "o", 1)
+    store.limited = ["db"]
+    relay.feed("child", acquire(1, of="tag"), 0.0)
+    relay.feed("other", acquire(1, "o"), 0.0)
+    replies = relay.flush(0.0)
+    assert [(reply.child, reply.frame[:2]) for reply in replies] == [
+        ("child", ["limited", ["db"]]),
+        ("child", ["answer", 1]),
+        ("other", ["answer", 1]),
+    ]
+    relay.ask_again(5.0)
+    assert relay.flush(5.0) == []
+    store.limited = ["db", "gpu"]
+    relay.ask_again(10.0)
+    assert answers(relay.flush(10.0)) == [["limited", ["db", "gpu"]]]
+    relay.gone("child", "killed", 11.0)
+    relay.flush(11.0)
+    calls = store.calls
+    relay.ask_again(15.0)
+    assert (relay.is_idle, store.calls) == (True, calls)
 
 
 # Redis away
