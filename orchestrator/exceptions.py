@@ -2,6 +2,7 @@
 
     OrchError
     ├── StoreUnavailable        Redis cannot be reached, or went away and did not come back in time
+    │   └── NotReplicated       written, but no replica has confirmed it; see the durability of a namespace
     ├── UnsuitableServer        Redis answers, but is too old or set up so that it would lose runs
     ├── DataGone                Redis answers, but the namespace that was there is not there any more
     ├── ConfigurationError      a setting, a profile or an environment variable is wrong
@@ -48,6 +49,10 @@ class StoreUnavailable(OrchError):
     """Redis cannot be reached."""
 
     exit_code = 6
+
+
+class NotReplicated(StoreUnavailable):
+    """No replica has confirmed the change."""
 
 
 class UnsuitableServer(OrchError):

@@ -114,6 +114,7 @@ class Keys:
         self.wake_due = self.prefix + "wake_due"
         # string with a TTL: until when no lease counts as over
         self.brake = self.prefix + "brake"
+        self.confirmed = self.prefix + "confirmed"
         # catalogues
         self.settings = self.prefix + "settings"
         self.epoch = self.prefix + "epoch"

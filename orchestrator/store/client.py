@@ -4,12 +4,13 @@ import redis. Errors about a single command pass through: those are our own mist
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import redis
 from redis.client import Pipeline
+from redis.exceptions import MovedError
 
 from orchestrator.exceptions import StoreUnavailable
 from orchestrator.store.connection import explain, is_transient
@@ -26,24 +27,50 @@ class Client(redis.Redis):
         self.address = address
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        """One command. Raises StoreUnavailable."""
+        """One command; one that was not done because a Cluster's slot moved is sent to where it is. Raises StoreUnavailable."""
         with _translated(self.address):
-            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+            try:
+                return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+            except MovedError:
+                return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
         """A pipeline whose ``execute`` raises StoreUnavailable too."""
         pipeline = _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
         pipeline.address = self.address
+        pipeline.is_whole = transaction
         return pipeline
 
 
 class _Pipeline(Pipeline):
     address = ""
+    is_whole = True
 
     def execute(self, raise_on_error: bool = True) -> list[Any]:
+        """Send what was collected. Raises StoreUnavailable, also where only a part could not be done now but can be later."""
+        commands = self.command_stack
         with _translated(self.address):
-            answers: list[Any] = super().execute(raise_on_error)
+            answers = self._send(commands)
+            for answer in answers:
+                if isinstance(answer, Exception) and is_transient(answer):
+                    raise answer
+            if raise_on_error:
+                self.raise_first_error(commands, answers)  # type: ignore[no-untyped-call]
             return answers
+
+    def _send(self, commands: Sequence[Any]) -> list[Any]:
+        """The answers; what was not done because the slot moved is sent to where it is, in the same order."""
+        try:
+            answers: list[Any] = super().execute(raise_on_error=False)
+        except MovedError:
+            self.command_stack = list(commands)
+            return super().execute(raise_on_error=False)
+        moved = [i for i, answer in enumerate(answers) if isinstance(answer, MovedError)]
+        if moved and not self.is_whole:
+            self.command_stack = [commands[i] for i in moved]
+            for i, answer in zip(moved, super().execute(raise_on_error=False), strict=True):
+                answers[i] = answer
+        return answers
 
 
 @contextmanager

@@ -21,8 +21,13 @@ from redis.retry import Retry
 
 from orchestrator import clock
 from orchestrator.exceptions import ConfigurationError, OrchError, StoreUnavailable, UnsuitableServer
+from orchestrator.keys import Keys
 from orchestrator.settings import Settings, did_you_mean, shown_url
+from orchestrator.store import cluster, sentinel
 from orchestrator.store.embedded import OLDEST
+from orchestrator.store.primary import PrimaryPool, is_stale
+from orchestrator.store.replication import Replica, read_replicas, topology
+from orchestrator.store.replication import warnings as replication_warnings
 
 T = TypeVar("T")
 
@@ -34,17 +39,18 @@ SMALL_HASH_VALUE = 512
 
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
-_TRANSIENT_REPLIES = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "READONLY", "NOREPLICAS", "TRYAGAIN", "UNBLOCKED", "BUSY ")
+_TRANSIENT_REPLIES = ("LOADING", "BUSY ")
 _OPTIONS = (
     *("db", "username", "password", "socket_keepalive", "ssl_cert_reqs", "ssl_check_hostname"),
     *("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_password"),
 )
 
 
-def connect(url: str, settings: Settings, *, blocking: bool = False) -> redis.Redis:
+def connect(url: str, settings: Settings, *, blocking: bool = False, beside: redis.Redis | None = None) -> redis.Redis:
     """A client for the server at ``url``; thread-safe, replies as bytes, no silent retries. Connects at its first command.
 
-    ``blocking`` makes one for blocking reads: it waits for an answer as long as LONGEST_BLOCK and the ordinary timeout.
+    ``blocking`` makes one for blocking reads: it waits for an answer as long as LONGEST_BLOCK and the ordinary timeout. With
+    ``beside``, another client of the same URL, what one of them learns about a fail-over the other knows too.
 
     Raises ConfigurationError for a URL that no client can be made for.
     """
@@ -53,10 +59,9 @@ def connect(url: str, settings: Settings, *, blocking: bool = False) -> redis.Re
     if make is None:
         raise ConfigurationError(
             f"{shown_url(url)!r} is no address of a Redis server.{did_you_mean(scheme, _SCHEMES)}",
-            hint="Write redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///PATH",
+            hint=f"Write redis://HOST:PORT/DB, rediss://HOST:PORT/DB, unix:///PATH, {sentinel.EXAMPLE} or {cluster.EXAMPLE}",
         )
-    timeout = settings.redis_timeout_s
-    return make(url, {"socket_timeout": timeout + LONGEST_BLOCK.total_seconds() * blocking, "socket_connect_timeout": timeout})
+    return make(url, settings, LONGEST_BLOCK.total_seconds() * blocking, getattr(beside, "connection_pool", None))
 
 
 def retrying(
@@ -105,9 +110,7 @@ def is_transient(error: BaseException) -> bool:
         return False
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
         return "CERTIFICATE_VERIFY_FAILED" not in str(error)
-    if isinstance(error, redis.ReadOnlyError | redis.exceptions.ClusterDownError | redis.exceptions.TryAgainError):
-        return True
-    return isinstance(error, redis.ResponseError) and str(error).startswith(_TRANSIENT_REPLIES)
+    return is_stale(error) or (isinstance(error, redis.ResponseError) and str(error).startswith(_TRANSIENT_REPLIES))
 
 
 def explain(error: BaseException, address: str) -> OrchError | None:
@@ -147,7 +150,10 @@ def explain(error: BaseException, address: str) -> OrchError | None:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What a server says about itself. ``max_bytes`` is 0 where memory is not limited; ``warnings`` are sentences."""
+    """What a server says about itself. ``max_bytes`` is 0 where memory is not limited; ``warnings`` are sentences.
+
+    ``kind`` is standalone, sentinel or cluster.
+    """
 
     product: str
     version: str
@@ -157,6 +163,13 @@ class ServerInfo:
     used_bytes: int
     max_bytes: int
     warnings: tuple[str, ...] = ()
+    kind: str = "standalone"
+    replicas: tuple[Replica, ...] = ()
+
+    @property
+    def topology(self) -> str:
+        """One server, a primary that Sentinels watch or a Cluster's shard, and its replicas, in words."""
+        return topology(self.kind, self.replicas)
 
     @property
     def persistence(self) -> str:
@@ -172,7 +185,8 @@ def check_server(client: redis.Redis, settings: Settings, *, address: str, patie
     Raises UnsuitableServer naming the server's setting and the override; StoreUnavailable as ``retrying`` does.
     """
     facts, configuration = retrying(lambda: (client.info(), _configuration(client)), address=address, patience=patience)
-    info, problems = judge(facts, configuration)
+    pool = client.connection_pool
+    info, problems = judge(facts, configuration, pool.primary.kind if isinstance(pool, PrimaryPool) else "standalone")
     fatal = [problem for problem in problems if problem.fatal]
     if fatal or (problems and not settings.allow_unsafe_redis):
         problem = (fatal or problems)[0]
@@ -193,7 +207,9 @@ class Problem:
     fatal: bool = False
 
 
-def judge(facts: Mapping[str, Any], configuration: Mapping[str, str]) -> tuple[ServerInfo, list[Problem]]:
+def judge(
+    facts: Mapping[str, Any], configuration: Mapping[str, str], kind: str = "standalone"
+) -> tuple[ServerInfo, list[Problem]]:
     """What a server's INFO and CONFIG mean for us. ``configuration`` is empty where CONFIG is forbidden."""
     is_valkey = "valkey_version" in facts
     product = "Valkey" if is_valkey else "Redis"
@@ -206,8 +222,13 @@ def judge(facts: Mapping[str, Any], configuration: Mapping[str, str]) -> tuple[S
         appendfsync=configuration.get("appendfsync", "unknown"),
         used_bytes=int(facts.get("used_memory", 0)),
         max_bytes=int(facts.get("maxmemory", 0)),
+        kind=kind,
+        replicas=read_replicas(facts),
     )
     return replace(info, warnings=tuple(_warnings(info, configuration))), list(_problems(info, facts))
+
+
+_REMEDIES = {"sentinel": f"Write {sentinel.EXAMPLE}", "cluster": f"Write {cluster.EXAMPLE}"}
 
 
 def _problems(info: ServerInfo, facts: Mapping[str, Any]) -> Iterator[Problem]:
@@ -218,8 +239,8 @@ def _problems(info: ServerInfo, facts: Mapping[str, Any]) -> Iterator[Problem]:
             fatal=True,
         )
     mode = str(facts.get("server_mode") or facts.get("redis_mode") or "standalone")
-    if mode != "standalone":
-        yield Problem(f"runs in {mode} mode, which this version cannot use", "Name a standalone server in the URL", fatal=True)
+    if mode != ("cluster" if info.kind == "cluster" else "standalone"):
+        yield Problem(f"runs in {mode} mode, and the URL is not one for that", _REMEDIES.get(mode, ""), fatal=True)
     if info.eviction_policy != "noeviction":
         yield Problem(
             f"would drop runs when its memory is full: maxmemory-policy is {info.eviction_policy}",
@@ -243,12 +264,15 @@ def _warnings(info: ServerInfo, configuration: Mapping[str, str]) -> Iterator[st
         yield "appendfsync is no: a crash of the server's machine may lose half a minute. CONFIG SET appendfsync everysec"
     if info.max_bytes and info.used_bytes > 0.8 * info.max_bytes:
         yield f"Memory is {info.used_bytes / info.max_bytes:.0%} full; at 100% nothing new is taken. Raise maxmemory."
+    yield from replication_warnings(info.kind, info.replicas, configuration.get("min-replicas-to-write", ""))
 
 
 def _configuration(client: redis.Redis) -> dict[str, str]:
     """The server's configuration as far as it concerns us; empty where a managed server forbids CONFIG."""
     try:
-        answer: Mapping[Any, Any] = client.config_get("maxmemory-policy", "appendfsync", "hash-max-listpack-value")
+        answer: Mapping[Any, Any] = client.config_get(
+            "maxmemory-policy", "appendfsync", "hash-max-listpack-value", "min-replicas-to-write"
+        )
     except redis.ResponseError as error:
         if is_transient(error):
             raise
@@ -256,7 +280,7 @@ def _configuration(client: redis.Redis) -> dict[str, str]:
     return {_decoded(name): _decoded(value) for name, value in answer.items()}
 
 
-def _standalone(url: str, options: dict[str, Any]) -> redis.Redis:
+def _standalone(url: str, settings: Settings, block_s: float, _beside: Any) -> redis.Redis:
     """A client for one server, over TCP, TLS or a unix socket."""
     _check_url(url)
     try:
@@ -267,7 +291,8 @@ def _standalone(url: str, options: dict[str, Any]) -> redis.Redis:
             retry=Retry(NoBackoff(), 0),
             client_name="orch",
             driver_info=None,
-            **options,
+            socket_timeout=settings.redis_timeout_s + block_s,
+            socket_connect_timeout=settings.redis_timeout_s,
         )
     except (ValueError, TypeError) as error:
         raise ConfigurationError(f"The address {shown_url(url)} is wrong: {error}.") from None
@@ -284,7 +309,7 @@ def _check_url(url: str) -> None:
     for option in parse_qs(parts.query, keep_blank_values=True):
         if option not in _OPTIONS:
             raise ConfigurationError(
-                f"The address {shown_url(url)} has an unknown option {option!r}.{did_you_mean(option, _OPTIONS)}",
+                f"The address {shown_url(url.partition('?')[0])} has an unknown option {option!r}.{did_you_mean(option, _OPTIONS)}",
                 hint=f"Known options: {', '.join(_OPTIONS)}",
             )
     database = parts.path.strip("/")
@@ -298,21 +323,29 @@ def _check_url(url: str) -> None:
         )
 
 
-def _not_yet(url: str, _options: dict[str, Any]) -> redis.Redis:
-    scheme = url.partition("://")[0]
-    raise ConfigurationError(
-        f"The scheme {scheme}:// is not supported yet.", hint="Name one server: redis://HOST:PORT/DB, rediss:// or unix:///PATH"
-    )
+def _by_sentinel(url: str, settings: Settings, block_s: float, beside: Any) -> redis.Redis:
+    """A client for the primary that Sentinels name."""
+    servers, service, database = sentinel.read(url)
+    primary = beside.primary if beside else sentinel.SentinelPrimary(servers, service, settings.redis_timeout_s)
+    return servers.client(primary, settings.redis_timeout_s, block_s, db=database)
 
 
-_SCHEMES: dict[str, Callable[[str, dict[str, Any]], redis.Redis]] = {
+def _in_cluster(url: str, settings: Settings, block_s: float, beside: Any) -> redis.Redis:
+    """A client for the primary of the slot that the namespace's keys stand in."""
+    servers = cluster.read(url)
+    prefix = Keys(settings.namespace).prefix
+    primary = beside.primary if beside else cluster.ClusterPrimary(servers, prefix, settings.redis_timeout_s)
+    return servers.client(primary, settings.redis_timeout_s, block_s)
+
+
+_SCHEMES: dict[str, Callable[[str, Settings, float, Any], redis.Redis]] = {
     "redis": _standalone,
     "rediss": _standalone,
     "unix": _standalone,
-    "redis+sentinel": _not_yet,
-    "rediss+sentinel": _not_yet,
-    "redis+cluster": _not_yet,
-    "rediss+cluster": _not_yet,
+    "redis+sentinel": _by_sentinel,
+    "rediss+sentinel": _by_sentinel,
+    "redis+cluster": _in_cluster,
+    "rediss+cluster": _in_cluster,
 }
 """How to make a client, by the URL's scheme. Every kind of server has its place here."""
 

@@ -25,8 +25,27 @@ import msgpack
 from redis.exceptions import NoScriptError
 
 from orchestrator.clock import FrozenClock
+from orchestrator.exceptions import NotReplicated
 from orchestrator.states import TRANSITIONS
 from orchestrator.store.client import Redis
+from orchestrator.store.durability import Confirmation
+
+CONFIRMED = frozenset(
+    {
+        "create",
+        "retry",
+        "cancel",
+        "resume",
+        "set_state",
+        "reschedule",
+        "delete",
+        "finish",
+        "deploy",
+        "delete_pool",
+        "create_pool",
+    }
+)
+"""The scripts whose success is told to somebody who relies on it: these wait for a replica where the namespace wants that."""
 
 RETENTION_MS = 30 * 86_400_000
 EVENTS_KEPT = 100_000
@@ -88,6 +107,7 @@ class Scripts:
         self._prefix = prefix
         self._clock = clock
         self._scripts = load_scripts()
+        self.confirmation: Confirmation | None = None
 
     @property
     def is_frozen(self) -> bool:
@@ -102,7 +122,14 @@ class Scripts:
         return int(seconds) * 1000 + int(micros) // 1000
 
     def call(self, name: str, /, **arguments: Any) -> Any:
-        """Run one script. Its keywords are those of its header, all of them."""
+        """Run one script. Its keywords are those of its header, all of them.
+
+        Raises NotReplicated where the namespace wants a replica to confirm this and none does.
+        """
+        if self.confirmation is not None and _is_confirmed(name, arguments):
+            self.confirmation.expect_replica()
+            [answer] = self.call_many([(name, arguments)])
+            return answer
         return self._evaluate(self._command(name, arguments))
 
     def call_many(self, calls: Sequence[tuple[str, dict[str, Any]]]) -> list[Any]:
@@ -117,14 +144,23 @@ class Scripts:
         return answers
 
     def try_many(self, calls: Sequence[tuple[str, dict[str, Any]]]) -> list[Any]:
-        """As ``call_many``, with a script's error in place of its answer. Raises only where Redis cannot be reached."""
+        """As ``call_many``, with a script's error in place of its answer. Raises only where Redis cannot be reached.
+
+        What no replica has confirmed, where the namespace wants that, is NotReplicated in its place: it is done, and does not
+        count.
+        """
         commands = [self._command(name, arguments) for name, arguments in calls]
-        answers = self._evaluate_many(commands)
+        confirmed = [] if self.confirmation is None else [i for i, call in enumerate(calls) if _is_confirmed(*call)]
+        answers, problem = self._evaluate_many(commands, confirm=bool(confirmed))
         unknown = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         if unknown:
             self._send_scripts()
-            for i, answer in zip(unknown, self._evaluate_many([commands[i] for i in unknown]), strict=True):
+            again, problem = self._evaluate_many([commands[i] for i in unknown], confirm=bool(confirmed))
+            for i, answer in zip(unknown, again, strict=True):
                 answers[i] = answer
+        if problem is not None:
+            for i in confirmed:
+                answers[i] = answers[i] if isinstance(answers[i], Exception) else problem
         return answers
 
     def _command(self, name: str, given: dict[str, Any]) -> tuple[Script, list[Any]]:
@@ -145,11 +181,18 @@ class Scripts:
             self._send_scripts()
             return self._client.execute_command("EVALSHA", script.sha, 1, *arguments)
 
-    def _evaluate_many(self, commands: Sequence[tuple[Script, list[Any]]]) -> list[Any]:
+    def _evaluate_many(
+        self, commands: Sequence[tuple[Script, list[Any]]], *, confirm: bool
+    ) -> tuple[list[Any], NotReplicated | None]:
+        """The answers, and with ``confirm`` what is to be told if no replica has them."""
         pipeline = self._client.pipeline(transaction=False)
         for script, arguments in commands:
             pipeline.execute_command("EVALSHA", script.sha, 1, *arguments)
-        return list(pipeline.execute(raise_on_error=False))
+        if not confirm or self.confirmation is None:
+            return list(pipeline.execute(raise_on_error=False)), None
+        self.confirmation.append(pipeline)
+        *answers, _, replicas = pipeline.execute(raise_on_error=False)
+        return answers, self.confirmation.unmet(replicas)
 
     def _send_scripts(self) -> None:
         """Give the server all scripts at once, in a transaction: it knows all of this release's, or none.
@@ -160,3 +203,8 @@ class Scripts:
         for script in self._scripts.values():
             pipeline.execute_command("SCRIPT LOAD", script.text)
         pipeline.execute()
+
+
+def _is_confirmed(name: str, arguments: dict[str, Any]) -> bool:
+    """A start that a worker reports is told to nobody; the same script as an operator's decision is."""
+    return name in CONFIRMED and not (name == "set_state" and arguments["attempt"] > 0)
