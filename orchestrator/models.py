@@ -360,7 +360,8 @@ class Event:
 class RunFilter:
     """Which runs: every given part must match, any value within a part. Empty = all.
 
-    ``states`` are state names (``Late``) or types (``SCHEDULED``). ``name`` matches a part of the run's name.
+    ``states`` are state names (``Late``) or types (``SCHEDULED``). ``name`` matches a part of the run's name. ``quarantined``:
+    only runs whose crash budget is spent.
     """
 
     states: tuple[str, ...] = ()
@@ -372,6 +373,7 @@ class RunFilter:
     name: str | None = None
     since: datetime | None = None
     until: datetime | None = None
+    quarantined: bool = False
 
 
 @dataclass(slots=True)

@@ -112,7 +112,7 @@ def _chosen(store: Store, names: Sequence[str], chosen: RunFilter, every: bool) 
 
 def _quarantined(store: Store, chosen: RunFilter, limit: int) -> tuple[list[Run], bool]:
     """The newest ``limit`` runs in quarantine (0 = all), and whether there are more."""
-    return matching(store, replace(chosen, states=("Crashed",)), limit, accept=lambda run: run.is_quarantined)
+    return matching(store, replace(chosen, quarantined=True), limit)
 
 
 def _not_quarantined(run: Run, instead: str) -> str:

@@ -1,8 +1,12 @@
-"""``orch doctor``: one line per check, and per thing that it mended; exit code 1 if a problem is left."""
+"""``orch doctor``: one line per check, and per thing that it mended; exit code 1 if a problem is left.
+
+A check is a generator of findings about the store; ``_CHECKS`` is their order.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from shlex import quote
@@ -10,18 +14,21 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orch_cli import output
+from orch_cli import output, processes
 from orch_cli.commands import Command
 from orch_cli.connection import open_store, settings
 from orch_cli.output import Column, Printer, View, Word, duration_text, plural, shows
 from orchestrator import clock
+from orchestrator._version import __version__
 from orchestrator.exceptions import OrchError
 
 if TYPE_CHECKING:
     from orchestrator.store import Store
+    from orchestrator.store.failover import Report
 
 _COLORS = {"ok": "green", "mended": "green", "warning": "yellow", "problem": "red"}
 _MOST_SKEW = timedelta(seconds=5)
+_FAILOVER_IS_NEWS = timedelta(days=7)
 _SHOWN = 5
 
 
@@ -52,7 +59,7 @@ FINDING: View[Finding] = View(
 def doctor(out: Printer[Finding], repair: bool) -> int:
     """Find what is wrong with the server, the workers and the runs.
 
-    Changes nothing without --repair. Exit code 1 if there is a problem (left).
+    Changes nothing without --repair. Exit code 1 if there is a problem (left); warnings alone do not count.
     """
     findings = list(_examine(repair))
     out.many(findings)
@@ -76,11 +83,8 @@ def _examine(repair: bool) -> Iterator[Finding]:
         yield Finding("server", "problem", str(error), error.hint or "")
         return
     with store:
-        yield from _server(store)
-        yield from _clocks(store)
-        yield from _schedulers(store)
-        yield from _pools(store)
-        yield from _late_runs(store)
+        for check in _CHECKS:
+            yield from check(store)
         yield from _invariants(store, repair)
 
 
@@ -93,6 +97,124 @@ def _server(store: Store) -> Iterator[Finding]:
     yield Finding("memory", "ok", f"{info.used_bytes / 1e6:,.1f} MB{full}; maxmemory-policy is {info.eviction_policy}")
     for warning in info.warnings:
         yield Finding("server setting", "warning", warning)
+
+
+def _namespace(store: Store) -> Iterator[Finding]:
+    now = store.settings
+    agreed = ", ".join(f"{name} {value}" for name, value in processes.described(now).items())
+    yield Finding("namespace", "ok", f"'{store.namespace}': {agreed}")
+    for process, difference in processes.behind(processes.living(store), now):
+        yield Finding(
+            "namespace",
+            "warning",
+            f"The {process} runs with {difference}.",
+            "Restart it: processes read the namespace's settings when they start. See: orch namespace inspect",
+        )
+
+
+def _releases(store: Store) -> Iterator[Finding]:
+    """Releases that run side by side: one and the one before it may, for as long as an upgrade takes."""
+    by_version: dict[str, list[str]] = {__version__: ["this command"]}
+    for process in processes.living(store):
+        by_version.setdefault(process.version, []).append(str(process))
+    if len(by_version) == 1:
+        yield Finding("releases", "ok", f"{' and '.join(_counted(by_version[__version__]))}: all of {__version__}")
+        return
+    mix = "; ".join(f"{version or 'unknown'}: {', '.join(_shown(who))}" for version, who in sorted(by_version.items()))
+    if _may_mix(list(by_version)):
+        hint = "That is fine during an upgrade. Restart the older ones with the newer release, one after another."
+        yield Finding("releases", "warning", f"Two releases run side by side. {mix}", hint)
+    else:
+        hint = "Only a release and the one before it may run side by side. Restart the oldest ones with a newer release now."
+        yield Finding("releases", "problem", f"Releases run side by side that do not know each other. {mix}", hint)
+
+
+def _counted(processes: Sequence[str]) -> Iterator[str]:
+    yield "this command"
+    if len(processes) > 1:
+        yield plural(len(processes) - 1, "process")
+
+
+def _shown(names: Sequence[str]) -> list[str]:
+    return [*names[:_SHOWN], *([f"and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else [])]
+
+
+def _may_mix(versions: Sequence[str]) -> bool:
+    """At most two minor releases, next to each other; patches of one do not count. One that is not told is an old one."""
+    minors = {tuple(map(int, re.findall(r"\d+", version)[:2])) for version in versions}
+    if () in minors:
+        return len(minors) <= 2
+    oldest, newest = min(minors), max(minors)
+    return oldest[0] == newest[0] and newest[1] - oldest[1] <= 1
+
+
+def _schema(store: Store) -> Iterator[Finding]:
+    from orchestrator.store.failover import SCHEMA
+
+    stored = store.settings.schema
+    if stored == SCHEMA:
+        yield Finding("schema", "ok", f"{stored}, the one that this release writes")
+    else:
+        yield Finding(
+            "schema",
+            "warning",
+            f"The namespace is of schema {stored}, which the release before this one shares; this release knows {SCHEMA}.",
+            "Nothing has to be done while both releases run.",
+        )
+
+
+def _failover(store: Store) -> Iterator[Finding]:
+    """What the last change of the server under the namespace did to runs."""
+    report = store.failover.last()
+    if report is None:
+        yield Finding("fail-over", "ok", "none: no worker or scheduler has worked here yet")
+        return
+    epoch = report.epoch
+    if epoch.number == 1:
+        yield Finding("fail-over", "ok", f"none since {_since(report)}")
+        return
+    how = {"promoted": "a replica took over", "replaced": "the server restarted, or is another one"}.get(epoch.how, epoch.how)
+    damage = _damage(report)
+    is_news = store.now() - epoch.since < _FAILOVER_IS_NEWS
+    status = "warning" if is_news and (report.mended is None or report.lost_count or report.twice_count) else "ok"
+    yield Finding("fail-over", status, f"{_since(report)} {how} (epoch {epoch.number}): {damage}.", _failover_hint(report))
+
+
+def _since(report: Report) -> str:
+    return f"{report.epoch.since:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _damage(report: Report) -> str:
+    def ids(runs: Sequence[str], count: int) -> str:
+        more = f" and {count - _SHOWN} more" if count > _SHOWN else ""
+        return f" ({', '.join(runs[:_SHOWN])}{more})" if count else ""
+
+    mended = "nobody has mended the namespace yet" if report.mended is None else f"{plural(report.mended, 'thing')} mended"
+    return (
+        f"{mended}, {plural(report.lost_count, 'run')} lost{ids(report.lost, report.lost_count)}, "
+        f"{plural(report.twice_count, 'run')} started twice{ids(report.twice, report.twice_count)}, "
+        f"{plural(report.restored_count, 'run')} restored"
+    )
+
+
+def _failover_hint(report: Report) -> str:
+    if report.mended is None:
+        return "A scheduler mends it: orch scheduler start. Or mend it now: orch doctor --repair"
+    if report.lost_count:
+        return "Submit the lost runs again. With --durability replicated a fail-over loses none: orch namespace update --help"
+    return ""
+
+
+def _rescue(store: Store) -> Iterator[Finding]:
+    """Whether the sweep is held because the server's clock has jumped."""
+    until = store.client.get(store.keys.brake)
+    if until is not None:
+        yield Finding(
+            "rescue",
+            "warning",
+            f"The server's clock has jumped; no lease counts as over until {clock.from_ms(int(until)):%H:%M:%S} UTC.",
+            "Workers renew their leases meanwhile. Let NTP set the clock of the server's machine.",
+        )
 
 
 def _clocks(store: Store) -> Iterator[Finding]:
@@ -145,6 +267,28 @@ def _pools(store: Store) -> Iterator[Finding]:
             yield Finding("work pool", "ok", f"'{pool.name}': {plural(pool.workers, 'worker')}, {plural(queued, 'queued run')}")
 
 
+def _stalls(store: Store) -> Iterator[Finding]:
+    from orchestrator.store.watch import stalled
+
+    stalls = stalled(store)
+    for stall in stalls:
+        yield Finding(
+            "claims", "problem", stall.sentence, f"Restart {', '.join(stall.workers)}; a worker that hangs takes nothing."
+        )
+    if not stalls:
+        yield Finding("claims", "ok", "no work waits where workers are free")
+
+
+def _quarantine(store: Store) -> Iterator[Finding]:
+    from orchestrator.models import RunFilter
+
+    count = store.queries.count(RunFilter(quarantined=True))
+    if count:
+        yield Finding("quarantine", "warning", f"{plural(count, 'run')} lost every start that was allowed.", "orch dead ls")
+    else:
+        yield Finding("quarantine", "ok", "empty")
+
+
 def _late_runs(store: Store) -> Iterator[Finding]:
     from orchestrator.models import RunFilter
 
@@ -172,3 +316,19 @@ def _invariants(store: Store, repair: bool) -> Iterator[Finding]:
         yield Finding("invariants", "problem", f"and {len(broken) - _SHOWN} more")
     if not broken:
         yield Finding("invariants", "ok", "every run is in exactly one place, and every slot belongs to a live run")
+
+
+_CHECKS: tuple[Callable[[Store], Iterator[Finding]], ...] = (
+    _server,
+    _namespace,
+    _schema,
+    _releases,
+    _failover,
+    _clocks,
+    _rescue,
+    _schedulers,
+    _pools,
+    _stalls,
+    _late_runs,
+    _quarantine,
+)

@@ -18,16 +18,14 @@ if TYPE_CHECKING:
 _PAGE = 500
 
 
-def matching(
-    store: Store, chosen: RunFilter, limit: int, accept: Callable[[Run], bool] | None = None
-) -> tuple[list[Run], bool]:
-    """The newest ``limit`` runs (0 = all) that match and that ``accept`` takes, and whether there are more."""
+def matching(store: Store, chosen: RunFilter, limit: int) -> tuple[list[Run], bool]:
+    """The newest ``limit`` runs (0 = all) that match, and whether there are more."""
     chosen = with_ids(store, chosen)
     runs: list[Run] = []
     cursor = None
     while True:
         page = store.queries.runs(chosen, limit=min(_PAGE, limit - len(runs)) if limit else _PAGE, cursor=cursor)
-        runs += filter(accept, page.runs) if accept else page.runs
+        runs += page.runs
         cursor = page.cursor
         if cursor is None or (limit and len(runs) >= limit):
             return runs, cursor is not None

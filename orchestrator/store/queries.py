@@ -96,6 +96,9 @@ class Queries:
             candidates.append(self._keys.index("parent", shorten(wanted.parent)))
         if len(names) == 1 and not wanted.since and not wanted.until:
             candidates.append(self._keys.index("state", names[0]))
+        elif wanted.quarantined and not wanted.until:
+            # By the time of their end, which is behind their due time: a run that is due late enough is never left out.
+            candidates.append(self._keys.index("state", "Crashed"))
         candidates = candidates or [self._keys.index("all")]
         if len(candidates) == 1:
             return candidates[0]
@@ -218,6 +221,7 @@ def _matches(run: Run, wanted: RunFilter, names: Sequence[str]) -> bool:
         and (wanted.name is None or wanted.name.casefold() in run.name.casefold())
         and (wanted.since is None or run.due >= wanted.since)
         and (wanted.until is None or run.due <= wanted.until)
+        and (not wanted.quarantined or run.is_quarantined)
     )
 
 

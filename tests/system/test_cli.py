@@ -11,7 +11,6 @@ import pytest
 
 from console import Orch, claim, finish
 from orchestrator import clock
-from orchestrator.keys import shorten
 from orchestrator.models import Deployment, NewRun, Schedule, Worker
 from orchestrator.settings import Settings
 from orchestrator.states import Completed, Crashed, Failed, State
@@ -331,6 +330,8 @@ def test_runs_whose_crash_budget_is_spent_are_listed_with_the_reason(orch: Orch,
     row = orch("dead", "ls", "--tag", "poison-1", "--columns", "name,starts-lost,reason", "--no-headers").out
     assert row == "poison-1\t1\tIts process was lost (1 of 1 starts): signal 9 (SIGKILL).\n"
     assert "Only 2 are shown" in orch("dead", "ls", "--limit", "2").err
+    assert [run["id"] for run in orch("dead", "ls", "--since", "1h", "-o", "json").json] == poisoned[2::-1]
+    assert orch("dead", "ls", "--since", "1h", "--flow", "other", "-o", "json").json == []
     assert "No flow run is in quarantine" in orch("dead", "ls", "--flow", "other").err
 
 
@@ -408,53 +409,6 @@ def test_variables_hold_json_or_text(orch: Orch, store: Store) -> None:
     assert orch("variable", "ls", "-o", "name").out.split() == ["code", "limits", "region"]
     assert orch("variable", "unset", "region").code == 2
     assert orch("variable", "unset", "region", "--yes").code == 0
-
-
-def test_the_doctor_names_what_is_wrong_and_what_to_type(orch: Orch, deployment: Deployment, run: str) -> None:
-    answer = orch("doctor", "-o", "json")
-    assert answer.code == 1
-    problems = {finding["check"]: finding["hint"] for finding in answer.json if finding["status"] == "problem"}
-    assert problems == {"schedulers": "Start one with: orch scheduler start", "work pool": "orch worker start --pool etl"}
-
-
-def test_the_doctor_is_content_with_an_empty_namespace(orch: Orch) -> None:
-    answer = orch("doctor")
-    assert (answer.code, "problem" in answer.out) == (0, False)
-
-
-def test_the_doctor_mends_what_a_lost_write_broke_and_says_what(orch: Orch, store: Store) -> None:
-    store.pools.create("etl")
-    store.limits.set("tag:db", 1)
-    [held, waiting] = [r.id for r in store.runs.create([NewRun(flow="load", pool="etl", tags=("db",)) for _ in range(2)])]
-    store.runs.claim("w1", "etl", ["default"], 2)
-    store.client.zrem(store.keys.leases, shorten(held))
-    store.client.delete(store.keys.slots("tag:db"))
-    store.client.zrem(store.keys.index("all"), shorten(waiting))
-    answer = orch("doctor", "-o", "json")
-    broken = [finding for finding in answer.json if finding["check"] == "invariants"]
-    assert (answer.code, len(broken)) == (1, 4)
-    assert [finding["hint"] for finding in broken] == ["orch doctor --repair", "", "", ""]
-    assert store.client.zscore(store.keys.leases, shorten(held)) is None
-
-    answer = orch("doctor", "--repair", "-o", "json")
-    mended = {finding["detail"] for finding in answer.json if finding["status"] == "mended"}
-    assert mended == {
-        f"{held}: was missing in leases",
-        f"{held}: had lost its slot of tag:db",
-        f"{waiting}: was missing in index:all",
-    }
-    assert answer.code == 0
-    assert orch("doctor", "--repair").code == 0
-    assert "mended" not in orch("doctor", "--repair").out
-
-
-def test_the_doctor_says_what_it_could_not_mend(orch: Orch, store: Store, deployment: Deployment, run: str) -> None:
-    store.client.hset(store.keys.run(shorten(run)), "place", "nowhere")
-    answer = orch("doctor", "--repair")
-    assert (answer.code, "is in no place" in answer.out) == (1, True)
-    assert "orch flow-run delete" in answer.err
-    store.client.hset(store.keys.run(shorten(run)), "place", "queued")
-    assert "invariants\tok" in orch("doctor", "--repair").out
 
 
 def test_events_are_listed_oldest_first(orch: Orch, run: str) -> None:
