@@ -155,7 +155,7 @@ class Released:
 
 
 class Lapsed(NamedTuple):
-    """What became of runs whose process is gone. ``requeued`` start again, now or in a moment; ``seen`` counts leases looked at.
+    """What became of runs whose process is gone. ``requeued`` start again, now or in a moment; ``seen`` leases were looked at.
 
     ``is_braked``: no lease counts as over for now. ``jump_ms``: by how much Redis's clock has left what the caller expected of
     it, if this call saw that; ``now_ms`` is what it shows.
@@ -168,6 +168,13 @@ class Lapsed(NamedTuple):
     is_braked: bool = False
     jump_ms: int = 0
     now_ms: int = 0
+
+    @property
+    def jump(self) -> str:
+        """For people: what happened to Redis's clock, '' if nothing. A call that waited for Redis to come back looks alike."""
+        if self.jump_ms > 0:
+            return f"Redis's clock jumped ahead by {self.jump_ms / 1000:g} s, or Redis did not answer for so long"
+        return f"Redis's clock went back by {-self.jump_ms / 1000:g} s" if self.jump_ms else ""
 
 
 class Change(NamedTuple):

@@ -39,8 +39,8 @@ def _lapse(store: Store, redis_clock: RemoteClock) -> int:
         redis_clock.showed(lapsed.now_ms)
         if lapsed.jump_ms:
             log.warning(
-                "Redis's clock jumped by %g s; no lease counts as over for %g s",
-                lapsed.jump_ms / 1000,
+                "%s; no lease counts as over for %g s",
+                lapsed.jump,
                 store.settings.lease.total_seconds(),
                 extra={"action": "rescue_braked", "jump_ms": lapsed.jump_ms},
             )

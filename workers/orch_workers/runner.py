@@ -677,7 +677,7 @@ class Supervisor:
         self._redis_clock.showed(lapsed.now_ms)
         if lapsed.jump_ms:
             lease_s = self._store.settings.lease.total_seconds()
-            self._say(f"Redis's clock jumped by {lapsed.jump_ms / 1000:g} s; no lease counts as over for {lease_s:g} s.")
+            self._say(f"{lapsed.jump}; no lease counts as over for {lease_s:g} s.")
 
     def _refresh_queues(self) -> None:
         now = clock.monotonic()
