@@ -23,6 +23,9 @@ _SORTED = b"-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz"
 _SHORTEN = bytes.maketrans(_STANDARD, _SORTED)
 _LENGTHEN = bytes.maketrans(_SORTED, _STANDARD)
 
+_SHORT = 22
+_ALPHABET = frozenset(_SORTED.decode())
+
 _FORBIDDEN = frozenset("/%&<>{}:*")
 _NAME_BYTES = 200
 
@@ -60,6 +63,11 @@ def shorten(run_id: str) -> str:
     """An id's text of 36 characters as the 22 that Redis stores."""
     raw = bytes.fromhex(run_id.replace("-", ""))
     return base64.b64encode(raw)[:22].translate(_SHORTEN).decode()
+
+
+def is_short(text: str) -> bool:
+    """Whether this is an id as Redis stores it."""
+    return len(text) == _SHORT and _ALPHABET.issuperset(text)
 
 
 def lengthen(short: str | bytes) -> str:
@@ -131,6 +139,7 @@ class Keys:
         # streams
         self.events = self.prefix + "events"
         self.signals = self.prefix + "signals"
+        self.malformed = self.prefix + "malformed"
 
     def __str__(self) -> str:
         return self.prefix
@@ -207,6 +216,7 @@ class Keys:
 PERMANENT = (
     *("due", "leases", "paused", "expires", "reservations", "wake_due", "settings", "limits", "global_limits", "rates"),
     *("pools", "workers", "schedulers", "flows", "deployments", "planning", "variables", "events", "signals", "epoch"),
+    "malformed",
     *(
         "queue:*",
         "resumed:*",

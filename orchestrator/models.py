@@ -346,6 +346,23 @@ class Call:
     gates: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """Something that stood in the place of a run, or of its message, and could not be read.
+
+    ``run`` is its id, where one was named. ``stream`` and ``message``: where the message stood, '' where there was none.
+    ``content`` is the beginning of what stood there, bytes that are no text escaped.
+    """
+
+    id: str
+    at: datetime
+    reason: str
+    run: str | None
+    stream: str
+    message: str
+    content: str
+
+
 @dataclass(slots=True)
 class Event:
     """Something that happened: ``name`` (``run.Completed``), when, and its fields. ``id`` is its place in the feed."""

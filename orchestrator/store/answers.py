@@ -12,7 +12,10 @@ from orchestrator.states import State
 
 
 class Delivery(NamedTuple):
-    """A message that a blocked read handed to this worker: the stream (below the prefix), the message's id, the run's id."""
+    """A message that a blocked read handed to this worker: the stream (below the prefix), the message's id, the run's id.
+
+    The run is '' where the message names none.
+    """
 
     stream: str
     message: str

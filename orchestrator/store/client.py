@@ -73,6 +73,16 @@ class _Pipeline(Pipeline):
         return answers
 
 
+def is_of_another_type(answer: Any, address: str) -> bool:
+    """Whether one of a pipeline's answers says that the key is no hash, stream or set, as it should be. Raises other errors."""
+    if not isinstance(answer, Exception):
+        return False
+    if isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE"):
+        return True
+    with _translated(address):
+        raise answer
+
+
 @contextmanager
 def _translated(address: str) -> Iterator[None]:
     try:

@@ -23,6 +23,7 @@ from orchestrator.store.durability import PATIENCE, Confirmation
 from orchestrator.store.events import Events
 from orchestrator.store.explain import Explanation, explain
 from orchestrator.store.failover import SCHEMA, Failover, Submitted, check_schema, count_connections
+from orchestrator.store.letters import Letters
 from orchestrator.store.limits import Limits
 from orchestrator.store.pools import Pools
 from orchestrator.store.queries import Queries
@@ -123,6 +124,7 @@ class Store:
         self.failover = Failover(self.client, self.scripts, self.keys, self.settings.lease, epoch)
         submitted = Submitted(self.failover, connections)
         self.runs = Runs(self.client, self.scripts, self.keys, self.settings.lease, submitted)
+        self.letters = Letters(self.client, self.scripts, self.keys)
         self.limits = Limits(self.client, self.scripts, self.keys, self.settings.silence)
         self.events = Events(self.client, self.keys)
         self.documents = Documents(self.client, self.keys)

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgpack
 
-from orchestrator.keys import PERMANENT, PRIORITIES, lengthen
+from orchestrator.keys import PERMANENT, PRIORITIES, is_short, lengthen
 from orchestrator.models import Call
-from orchestrator.states import STATE_TYPES, TERMINAL, TRANSITIONS
+from orchestrator.states import TRANSITIONS
 from orchestrator.store import streams
-from orchestrator.store.client import Redis
-from orchestrator.store.records import read_calls
+from orchestrator.store.client import Redis, is_of_another_type
+from orchestrator.store.records import PLACE_STATES, defect, read_calls
 
 if TYPE_CHECKING:
     from orchestrator.store import Store
@@ -33,16 +33,8 @@ _BATCH = 200
 _FIELDS = (
     *("state", "label", "place", "gate", "gates", "msg", "attempt", "pool", "dep", "sched", "flow", "tags", "parent"),
     *("idem", "expires", "reserved", "worker", "history", "calls"),
-    *("share", "queue", "prio"),
+    *("share", "queue", "prio", "due", "ready", "starts", "crashes", "budget", "at", "started", "ended"),
 )
-_PLACES = {
-    "due": {"Scheduled", "AwaitingRetry"},
-    "queued": {"Scheduled", "Late"},
-    "parked": {"AwaitingConcurrencySlot", "Scheduled", "Late"},
-    "leased": {"Pending", "Running", "Cancelling"},
-    "paused": {"Paused", "Suspended"},
-    "ended": {name for name, kind in STATE_TYPES.items() if kind in TERMINAL},
-}
 SHARE = 100
 """As in lua/lib/gates.lua: so many runs of one deployment, beyond the first, may stand in a long queue."""
 
@@ -183,9 +175,9 @@ def _may_expire(run: _Run) -> bool:
 
 
 def _state_problems(run: _Run) -> Iterator[str]:
-    if run["place"] not in _PLACES:
+    if run["place"] not in PLACE_STATES:
         yield f"is in no place (place {run['place']!r})"
-    elif run["state"] not in _PLACES[run["place"]]:
+    elif run["state"] not in PLACE_STATES[run["place"]]:
         yield f"is {run['place']} and {run['state']}"
     if bool(run["gate"]) != (run["place"] == "parked"):
         yield f"is {run['place']} and waits at the gate {run['gate']!r}"
@@ -224,7 +216,11 @@ def _slot_problems(run: _Run) -> Iterator[str]:
 def _history_problems(run: _Run) -> Iterator[str]:
     unpacker = msgpack.Unpacker(raw=False)
     unpacker.feed(run.history)
-    entries = [(str(name), int(attempt)) for name, _, attempt, _ in unpacker]
+    try:
+        entries = [(str(name), int(attempt)) for name, _, attempt, _ in unpacker]
+    except (ValueError, TypeError):
+        yield "its history cannot be read"
+        return
     if not entries or entries[-1][0] != (run["label"] or run["state"]):
         yield f"is {run['label'] or run['state']}, and its history ends with {entries[-1:]}"
     for (before, old), (after, new) in pairwise(entries):
@@ -360,9 +356,10 @@ def _check_lifetimes(store: Store, names: Sequence[str], owned: Mapping[str, _Ru
             continue  # it is gone since
         if name in owned:
             run = owned[name]
-            if run is None:
-                yield Violation("belongs to no run", name)
-            elif has_ttl != (run["place"] == "ended"):
+            # What has become a dead letter lives on for a while.
+            if run is None and not has_ttl:
+                yield Violation("belongs to no run that can be read", name)
+            elif run is not None and has_ttl != (run["place"] == "ended"):
                 yield Violation(f"{'has a' if has_ttl else 'has no'} TTL, and its run is {run['place']}", name)
         elif has_ttl == (name in PERMANENT or name.startswith(_PERMANENT)):
             yield Violation("is permanent and has a TTL" if has_ttl else "is not permanent and has no TTL", name)
@@ -393,15 +390,18 @@ def _read_runs(store: Store, shorts: Sequence[str]) -> dict[str, _Run | None]:
     unique = list(dict.fromkeys(shorts))
     for short in unique:
         pipeline.hmget(store.keys.run(short), _FIELDS)
-    return {short: _to_run(short, values) for short, values in zip(unique, pipeline.execute(), strict=True)}
+    answers = zip(unique, pipeline.execute(raise_on_error=False), strict=True)
+    return {short: None if is_of_another_type(values, store.address) else _to_run(short, values) for short, values in answers}
 
 
 def _to_run(short: str, values: Sequence[bytes | None]) -> _Run | None:
-    if not any(values):
-        return None
+    """A run that can be read. One that cannot counts as none."""
     stored = dict(zip(_FIELDS, values, strict=True))
-    history, calls = stored.pop("history") or b"", read_calls(stored.pop("calls") or b"")
-    return _Run(short, {field: (value or b"").decode() for field, value in stored.items()}, history, calls)
+    history, calls = stored.pop("history") or b"", stored.pop("calls") or b""
+    fields = {field: (value or b"").decode(errors="replace") for field, value in stored.items()}
+    if not is_short(short) or defect(fields, calls):
+        return None
+    return _Run(short, fields, history, read_calls(calls))
 
 
 def _batches(items: Iterable[T]) -> Iterator[list[T]]:

@@ -14,7 +14,7 @@ import msgpack
 from orchestrator import clock
 from orchestrator._version import __version__
 from orchestrator.exceptions import ObjectAlreadyExists, ObjectNotFound, OrchError, Refused
-from orchestrator.keys import GROUP, PRIORITIES, Keys, check_name, lengthen
+from orchestrator.keys import GROUP, PRIORITIES, Keys, check_name, is_short, lengthen
 from orchestrator.models import Scheduler, Worker, WorkPool, WorkQueue
 from orchestrator.store.answers import Delivery
 from orchestrator.store.client import Redis
@@ -431,7 +431,7 @@ class Pools:
             GROUP, worker, dict.fromkeys(streams, from_id), count=100 if recover else 1, block=block_ms
         )
         return [
-            Delivery(stream.decode().removeprefix(self._keys.prefix), entry.decode(), lengthen(fields[b"r"]))
+            Delivery(stream.decode().removeprefix(self._keys.prefix), entry.decode(), _run_of(fields))
             for stream, entries in reply or []
             for entry, fields in entries
             if fields
@@ -465,6 +465,12 @@ def _read_scheduler(name: str, fields: Mapping[bytes, bytes]) -> Scheduler:
         return fields.get(field, b"").decode()
 
     return Scheduler(name, text(b"host"), int(text(b"pid") or 0), text(b"version"), json.loads(text(b"agreed") or "{}"))
+
+
+def _run_of(fields: Mapping[bytes, bytes]) -> str:
+    """The run that an entry of a stream of runs stands for; '' for one that cannot be read: claim has a closer look."""
+    short = fields.get(b"r", b"").decode(errors="replace")
+    return lengthen(short) if len(fields) == 1 and is_short(short) else ""
 
 
 def _identity(worker: Worker) -> list[str]:

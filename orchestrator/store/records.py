@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -12,7 +13,17 @@ from orchestrator import clock, keys
 from orchestrator.exceptions import PayloadTooLarge
 from orchestrator.keys import lengthen
 from orchestrator.models import Call, HistoryEntry, LogLine, Run, TaskRun
-from orchestrator.states import STATE_TYPES, State, StateType
+from orchestrator.states import STATE_TYPES, TERMINAL, State, StateType
+
+PLACE_STATES: Mapping[str, frozenset[str]] = {
+    "due": frozenset({"Scheduled", "AwaitingRetry"}),
+    "queued": frozenset({"Scheduled", "Late"}),
+    "parked": frozenset({"AwaitingConcurrencySlot", "Scheduled", "Late"}),
+    "leased": frozenset({"Pending", "Running", "Cancelling"}),
+    "paused": frozenset({"Paused", "Suspended"}),
+    "ended": frozenset(name for name, kind in STATE_TYPES.items() if kind in TERMINAL),
+}
+"""The places of a run, and the states that it may be in there. lua/lib/runs.lua has the same."""
 
 INLINE_LIMIT = 256 * 1024
 """Bytes of packed parameters, or of a packed result, that a run may carry."""
@@ -93,11 +104,53 @@ def _read_history(packed: bytes) -> list[HistoryEntry]:
     return [HistoryEntry(name, clock.from_ms(int(at)), int(attempt), message) for name, at, attempt, message in unpacker]
 
 
+class Unreadable(ValueError):
+    """What stands in Redis is not what a run, or what belongs to it, looks like."""
+
+
+_NUMBERS = ("attempt", "prio", "due", "ready", "starts", "crashes", "budget", "at", "started", "expires", "reserved", "ended")
+
+
+def defect(fields: Mapping[str, str], calls: bytes = b"") -> str | None:
+    """Why the scripts cannot work with a run of these fields (an absent one is ''); None if they can.
+
+    As ``defect`` in lua/lib/runs.lua has it. Such a run counts as none, and there is a dead letter about it.
+    """
+    state, place = fields["state"], fields["place"]
+    if not state or state not in STATE_TYPES:
+        return "its state is unknown" if state else "it has no state"
+    if state not in PLACE_STATES.get(place, ()):
+        return "it cannot be in that state there" if place in PLACE_STATES else "its place is unknown"
+    for name in _NUMBERS:
+        if fields[name] and not (len(fields[name]) <= 16 and re.fullmatch(r"-?[0-9]+", fields[name])):
+            return f"its {name} is no number"
+    if not 0 <= int(fields["prio"] or 1) <= 2:
+        return "its prio is unknown"
+    if not fields["flow"]:
+        return "it has no flow"
+    if any(fields[name] and not keys.is_short(fields[name]) for name in ("dep", "parent")):
+        return "it names what is no id"
+    if (place == "queued" or fields["msg"]) and not re.match(r"[0-9]{1,16}-[0-9]{1,16} [a-z]+:", fields["msg"]):
+        return "its message is none"
+    try:
+        read_calls(calls)
+    except Exception:
+        return "its calls cannot be read"
+    return None
+
+
 def read_run(run: str, fields: dict[bytes, bytes], deployments: Mapping[bytes, bytes | None]) -> Run:
-    """The run of a hash. ``deployments``: stored deployment id -> its name."""
+    """The run of a hash. ``deployments``: stored deployment id -> its name. Raises Unreadable."""
+    try:
+        return _read_run(run, fields, deployments)
+    except Exception as error:
+        raise Unreadable(f"{type(error).__name__}: {error}") from error
+
+
+def _read_run(run: str, fields: dict[bytes, bytes], deployments: Mapping[bytes, bytes | None]) -> Run:
 
     def text(name: bytes) -> str:
-        return fields.get(name, b"").decode()
+        return fields.get(name, b"").decode(errors="replace")
 
     def number(name: bytes, default: int = 0) -> int:
         return int(fields.get(name, default))
@@ -115,7 +168,7 @@ def read_run(run: str, fields: dict[bytes, bytes], deployments: Mapping[bytes, b
         place=text(b"place"),
         gate=text(b"gate") or None,
         deployment=lengthen(deployment) if deployment else None,
-        deployment_name=deployment_name.decode() if deployment_name else None,
+        deployment_name=deployment_name.decode(errors="replace") if deployment_name else None,
         pool=text(b"pool"),
         queue=text(b"queue"),
         priority=keys.PRIORITIES[number(b"prio", 1)],

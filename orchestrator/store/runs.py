@@ -31,9 +31,9 @@ from orchestrator.store.answers import (
     Turn,
     Turned,
 )
-from orchestrator.store.client import Redis
+from orchestrator.store.client import Redis, is_of_another_type
 from orchestrator.store.failover import Submitted
-from orchestrator.store.records import moment_of, pack, pack_line, pack_task, read_line, read_run, read_task, unpack
+from orchestrator.store.records import Unreadable, moment_of, pack, pack_line, pack_task, read_line, read_run, read_task, unpack
 from orchestrator.store.scripts import Scripts
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ def _message(text: str) -> str:
 
 
 def _text(value: bytes) -> str:
-    return value.decode()
+    return value.decode(errors="replace")
 
 
 class Runs:
@@ -261,13 +261,21 @@ class Runs:
             "lease_ms": self._lease_ms,
             "start": int(start),
             "streams": self.streams(pool, queues),
-            "delivered": [[d.stream, d.message, shorten(d.run)] for d in delivered],
+            "delivered": [[d.stream, d.message, shorten(d.run) if d.run else ""] for d in delivered],
         }
 
     def _read_claims(self, pool: str, answer: Any) -> Claims:
         claimed, parked, gone, more = answer
+        readable = []
+        for flat in claimed:
+            fields = dict(zip(flat[::2], flat[1::2], strict=True))
+            try:
+                readable.append(self._read_claimed(pool, fields))
+            except Exception as error:
+                # The scripts look at what they need; what else is garbled shows here.
+                self._scripts.call("bury", run=_text(fields[b"id"]), why=f"its fields cannot be read: {type(error).__name__}")
         return Claims(
-            [self._read_claimed(pool, dict(zip(flat[::2], flat[1::2], strict=True))) for flat in claimed],
+            readable,
             [(lengthen(run), _text(gate)) for run, gate in parked],
             int(gone),
             bool(more),
@@ -481,16 +489,17 @@ class Runs:
         return found
 
     def get_many(self, runs: Sequence[str]) -> list[Run | None]:
-        """Runs in the order asked for, None for those that do not exist. Two round trips."""
+        """Runs in the order asked for, None for those that do not exist or cannot be read. Two round trips."""
         pipeline = self._client.pipeline(transaction=False)
         for run in runs:
             pipeline.hgetall(self._keys.run(shorten(run)))
-        stored = pipeline.execute()
+        answers = pipeline.execute(raise_on_error=False)
+        stored = [{} if is_of_another_type(answer, self._client.address) else answer for answer in answers]
         deployments = {fields[b"dep"] for fields in stored if fields.get(b"dep")}
         for short in deployments:
-            pipeline.hget(self._keys.deployment(short.decode()), "name")
+            pipeline.hget(self._keys.prefix.encode() + b"deployment:" + short, "name")
         names = dict(zip(deployments, pipeline.execute(), strict=True)) if deployments else {}
-        return [read_run(run, fields, names) if fields else None for run, fields in zip(runs, stored, strict=True)]
+        return [_read_or_none(run, fields, names) if fields else None for run, fields in zip(runs, stored, strict=True)]
 
     def result(self, run: str) -> bytes:
         """The packed result of an ended run, empty where none is kept."""
@@ -511,15 +520,16 @@ class Runs:
         For the time after a crash of Redis or a restored backup. Bounded scripts, so that everybody else goes on meanwhile.
         """
         run = self._keys.run("")
-        keys = self._client.scan_iter(match=f"{run}*", count=1000)
-        mended = self.reconcile(lengthen(key.removeprefix(run.encode())) for key in keys)
+        stored = self._client.scan_iter(match=f"{run}*", count=1000)
+        found = (key.decode(errors="replace").removeprefix(run) for key in stored)
+        mended = self.reconcile(lengthen(short) for short in found if keys.is_short(short))
         return mended + self._reconcile_members()
 
     def _reconcile_members(self) -> list[tuple[str, str]]:
         prefix = self._keys.prefix
         mended: list[tuple[str, str]] = []
         for key in self._client.scan_iter(match=prefix + "*", count=1000):
-            name = key.decode().removeprefix(prefix)
+            name = key.decode(errors="replace").removeprefix(prefix)
             for batch in _batches(self._members(name), 100):
                 answer = self._scripts.call("reconcile_members", members=[[name, member] for member in batch])
                 mended += [(_text(what), _text(where)) for what, where in answer]
@@ -533,7 +543,16 @@ class Runs:
         if name.startswith(("queue:", "resumed:")):
             entries = (entry for entry, _ in streams.entries(self._client, key))
             return chain(entries, streams.pending(self._client, key))
+        if name.startswith("run:"):
+            return [] if keys.is_short(name.removeprefix("run:")) else [""]
         return [""] if name.startswith(("log:", "tasks:", "idempotency:")) else []
+
+
+def _read_or_none(run: str, fields: dict[bytes, bytes], names: Mapping[bytes, bytes | None]) -> Run | None:
+    try:
+        return read_run(run, fields, names)
+    except Unreadable:
+        return None
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -14,7 +14,7 @@ def entries(client: Redis, stream: str) -> Iterator[tuple[str, str]]:
     """Every entry of a stream, oldest first: its id, and the run it stands for (stored id, or '')."""
     after = "-"
     while found := client.xrange(stream, min=after, count=_PAGE):
-        yield from ((entry.decode(), fields.get(b"r", b"").decode()) for entry, fields in found)
+        yield from ((entry.decode(), fields.get(b"r", b"").decode(errors="replace")) for entry, fields in found)
         after = f"({found[-1][0].decode()}"
 
 

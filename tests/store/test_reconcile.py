@@ -315,8 +315,6 @@ def of_hash(**fields: str) -> Break:
 @pytest.mark.parametrize(
     ("fields", "what"),
     [
-        ({"place": "nowhere"}, "is in no place"),
-        ({"state": "Late", "label": ""}, "is leased and Late"),
         ({"msg": "1-1 queue:p:default:normal"}, "has the message"),
         ({"gate": "tag:a"}, "waits at the gate"),
         ({"reserved": "5"}, "has slots reserved"),
@@ -327,6 +325,14 @@ def of_hash(**fields: str) -> Break:
 def test_the_check_sees_a_hash_that_contradicts_itself(floor: Floor, fields: dict[str, str], what: str) -> None:
     run = of_hash(**fields)(floor)
     assert any(what in str(violation) and violation.subject == run for violation in check(floor.store))
+    floor.store.client.flushdb()
+
+
+@pytest.mark.parametrize("fields", [{"place": "nowhere"}, {"state": "Late", "label": ""}])
+def test_the_check_sees_a_hash_that_nobody_can_work_with(floor: Floor, fields: dict[str, str]) -> None:
+    run = of_hash(**fields)(floor)
+    name = floor.key("run", run).removeprefix(floor.store.keys.prefix)
+    assert (name, "belongs to no run that can be read") in [(found.subject, found.what) for found in check(floor.store)]
     floor.store.client.flushdb()
 
 

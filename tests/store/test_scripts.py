@@ -23,7 +23,7 @@ from orchestrator.store.scripts import load_scripts
 SCRIPTS = sorted(load_scripts())
 AFTER_A_FAIL_OVER = {"epoch", "mended", "reassert", "missing"}
 EVERY_RUN = {"renew", "finish", "lapse", "hand_back", "set_state", "pause", "acquire", "release", "wake"}
-ROOM_MAKERS = {"cancel", "delete", "prune"}
+ROOM_MAKERS = {"cancel", "delete", "prune", "bury", "drop_letters"}
 
 
 def source(name: str) -> str:
@@ -82,12 +82,13 @@ def test_a_pipeline_survives_the_loss_of_the_scripts(floor: Floor) -> None:
 
 def test_one_failing_script_of_a_pipeline_does_not_keep_the_others_back(floor: Floor) -> None:
     run = floor.submit()
-    floor.store.client.set(floor.key("run", "0" * 32), "no hash")
-    calls = [("cancel", {"run": shorten("0" * 32), "message": ""}), ("cancel", {"run": shorten(run), "message": ""})]
+    floor.store.client.set(floor.key("log", run), "no stream")
+    lines = [[shorten(run), ["line"]]]
+    calls = [("append_log", {"items": lines, "kept": 10}), ("cancel", {"run": shorten(run), "message": ""})]
     with pytest.raises(Exception, match="WRONGTYPE"):
         floor.store.scripts.call_many(calls)
     assert floor.place(run) == ("ended", "Cancelled")
-    floor.store.client.delete(floor.key("run", "0" * 32))
+    floor.store.client.delete(floor.key("log", run))
 
 
 def test_redis_own_clock_decides_where_none_is_frozen(settings: Settings) -> None:

@@ -5,11 +5,17 @@
 --      kept  int     lines kept a run, about
 -- RETURN how many lines were written
 
+-- A run that cannot be read must not keep the others' lines back.
+local function place_of(id)
+  local place = redis.pcall('HGET', prefix .. 'run:' .. id, 'place')
+  return PLACE_STATES[place] and place
+end
+
 local written = 0
 for _, item in ipairs(items) do
   local id, lines = item[1], item[2]
   local key = prefix .. 'log:' .. id
-  local place = redis.call('HGET', prefix .. 'run:' .. id, 'place')
+  local place = place_of(id)
   if place then
     for _, line in ipairs(lines) do write('XADD', key, 'MAXLEN', '~', kept, '*', 'l', line) end
     if place == 'ended' then write('PEXPIRE', key, net_ttl()) end

@@ -9,7 +9,7 @@
 --      lease_ms  int     length of the lease
 --      start     int     1 = the body starts at once, enter Running; 0 = enter Pending
 --      streams   packed  stream names below the prefix, in the order of reading
---      delivered packed  a list of {stream, message id, run id}
+--      delivered packed  a list of {stream, message id, run id; '' = whoever was handed it cannot read it}
 -- RETURN {claimed, parked, gone, more}
 --        claimed  list of flat lists {field, value, ...} with id, attempt, starts before this one, crashes, and the run's own fields
 --        parked   list of {run id, gate}
@@ -49,12 +49,10 @@ local function lease(run)
   }
 end
 
-local function take(stream, message, id)
+local function take(stream, message, fields)
   seen = seen + 1
-  local run = load_run(id)
-  if not run or run.place ~= 'queued' or run.msg ~= message .. ' ' .. stream then
-    write('XACK', prefix .. stream, GROUP, message)
-    write('XDEL', prefix .. stream, message)
+  local run = open_message(stream, message, fields)
+  if not run then
     gone = gone + 1
     return
   end
@@ -97,11 +95,19 @@ local function read(stream, count)
   return reply and reply[1] and reply[1][2] or {}
 end
 
-for _, delivery in ipairs(delivered) do take(delivery[1], delivery[2], delivery[3]) end
+local function fields_of(stream, message)
+  local found = redis.call('XRANGE', prefix .. stream, message, message)
+  return found[1] and found[1][2] or {}
+end
+
+for _, delivery in ipairs(delivered) do
+  local stream, message, id = delivery[1], delivery[2], delivery[3]
+  take(stream, message, id ~= '' and {'r', id} or fields_of(stream, message))
+end
 for _, stream in ipairs(streams) do
   while #claimed < free and seen < 100 do
     local entries = read(stream, math.min(free - #claimed, 100 - seen))
-    for _, entry in ipairs(entries) do take(stream, entry[1], entry[2][2]) end
+    for _, entry in ipairs(entries) do take(stream, entry[1], entry[2]) end
     if #entries == 0 then break end
   end
 end

@@ -26,6 +26,8 @@ for _, item in ipairs(items) do
   if existing then
     local same = existing.id == id or same_work(existing, fields)
     answers[#answers + 1] = {same and 'existing' or 'conflict', existing.id, existing.name}
+  elseif unreadable[id] then
+    answers[#answers + 1] = {'conflict', id, ''}
   else
     local run = new_run(id, fields, tags, due or now)
     if idem ~= '' then

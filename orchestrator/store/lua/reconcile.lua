@@ -136,6 +136,8 @@ for _, id in ipairs(runs) do
     mend_slots(run)
     mend_idempotency(run)
     mend_ttl(run)
+  elseif unreadable[id] and unreadable[id].is_new then
+    mended[#mended + 1] = {'could not be read: ' .. unreadable[id].why, id}
   end
 end
 wake_freed()

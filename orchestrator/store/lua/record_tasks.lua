@@ -9,7 +9,7 @@
 --      items   packed  a flat list of task run id, msgpack
 -- RETURN ok | superseded
 
-local stored = redis.call('HMGET', prefix .. 'run:' .. run, 'place', 'attempt')
+local stored = redis.pcall('HMGET', prefix .. 'run:' .. run, 'place', 'attempt')
 local key = prefix .. 'tasks:' .. run
 if tonumber(stored[2]) ~= attempt or (stored[1] ~= 'leased' and stored[1] ~= 'ended') then return 'superseded' end
 for i = 1, #items, 100 do

@@ -16,14 +16,13 @@ for _, stream in ipairs(streams) do
   for _, entry in ipairs(pending.err and {} or pending) do
     local message = entry[1]
     local found = redis.call('XRANGE', key, message, message)
-    local run = found[1] and load_run(found[1][2][2])
-    if run and run.place == 'queued' and run.msg == message .. ' ' .. stream then
+    local run = found[1] and open_message(stream, message, found[1][2])
+    if run then
       leave(run)
       to_stream(run, stream)
       moved = moved + 1
-    else
+    elseif not found[1] then
       write('XACK', key, GROUP, message)
-      write('XDEL', key, message)
     end
   end
 end

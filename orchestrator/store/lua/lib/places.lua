@@ -31,6 +31,15 @@ local function free_share(run)
   freed[#freed + 1] = gate.name
 end
 
+-- The id of the run that an entry of a stream of runs stands for; else nil, and why it stands for none.
+local function read_message(fields)
+  for i = 1, #fields, 2 do
+    if fields[i] ~= 'r' then return nil, 'it has a field that this release does not know' end
+  end
+  if #fields ~= 2 or not is_id(fields[2]) then return nil, 'it names no run' end
+  return fields[2]
+end
+
 -- Take the run out of the place it is in. Freed gates are woken by `wake_freed` at the end of the script.
 local function leave(run)
   local place = run.place
@@ -102,6 +111,29 @@ end
 
 local function to_resumed(run)
   to_stream(run, 'resumed:' .. run.pool)
+end
+
+-- The queued run whose message an entry is, or false: then the entry is taken out of the stream. It stands for nothing any more, or it
+-- is a dead letter, because it cannot be read, or its run cannot. A run whose message cannot be read gets another one.
+local function open_message(stream, message, fields)
+  local id, why = read_message(fields)
+  local run = load_run(id or fields[2])
+  local is_message = run and run.place == 'queued' and run.msg == message .. ' ' .. stream
+  if id and is_message then return run end
+  if why then
+    dead_letter(stream, message, '', why, table.concat(fields, ' '))
+  elseif unreadable[id] then
+    local letter = unreadable[id]
+    letter.stream, letter.message, letter.is_new = stream, message, true
+  end
+  if is_message then
+    leave(run)
+    to_resumed(run)
+  else
+    write('XACK', prefix .. stream, GROUP, message)
+    write('XDEL', prefix .. stream, message)
+  end
+  return false
 end
 
 local function to_leased(run, worker, lease_ms)

@@ -3,6 +3,9 @@
 -- A run is read once per script (`load_run`), changed in memory (`set`), and written once at the end. The table TRANSITIONS
 -- comes from states.py. A field that is absent reads as ''. `due` is when the run was meant to start; `ready`, stored where it
 -- differs, is when it may start next: a retry's time, or when it was queued again.
+--
+-- A run that cannot be read (its key is no hash, fields are missing or garbled) counts as none: whoever meets it goes on with the
+-- others. Who meets it first writes a dead letter about it and gives it a TTL.
 
 local FIELDS = {
   'state', 'label', 'message', 'at', 'place', 'gate', 'msg', 'attempt', 'pool', 'queue', 'prio', 'dep', 'sched', 'flow', 'tags',
@@ -10,8 +13,15 @@ local FIELDS = {
   'history', 'kind', 'name', 'ended', 'calls', 'share',
 }
 local NUMBERS = {attempt = 0, prio = 1, due = 0, ready = 0, starts = 0, crashes = 0, budget = 1}
+local TIMES = {'at', 'started', 'expires', 'reserved', 'ended'}
+local PLACE_STATES = {
+  due = ' Scheduled AwaitingRetry ', queued = ' Scheduled Late ', parked = ' AwaitingConcurrencySlot Scheduled Late ',
+  leased = ' Pending Running Cancelling ', paused = ' Paused Suspended ', ended = ' Completed Failed Crashed Cancelled ',
+}
 local HISTORY_BYTES = 32768
+local LETTERS_KEPT, LETTER_BYTES = 10000, 1024
 local loaded = {}
+local unreadable = {}
 
 -- One HSET and at most one HDEL per changed run, however many fields a script touched.
 local function save(run)
@@ -38,20 +48,108 @@ set = function(run, field, value)
   run.changed[field] = true
 end
 
+-- How long Redis keeps what has ended if the pruner never comes: the namespace's retention and a week.
+local net_ms
+local function net_ttl()
+  net_ms = net_ms or (tonumber(redis.call('HGET', prefix .. 'settings', 'retention_ms') or RETENTION_MS) + 7 * 86400000)
+  return net_ms
+end
+
+-- Note for people what nobody can work with: from which stream and message, about which run, why, and the beginning of it.
+local function dead_letter(stream, message, id, why, content)
+  write('XADD', prefix .. 'malformed', 'MAXLEN', '~', LETTERS_KEPT, '*',
+    's', stream, 'm', message, 'r', id, 'w', why, 'c', string.sub(content, 1, LETTER_BYTES))
+end
+
+local function is_id(text)
+  return type(text) == 'string' and #text == 22 and not string.find(text, '[^%w_-]')
+end
+
+local function is_whole(text)
+  return #text <= 16 and string.find(text, '^%-?%d+$')
+end
+
+-- The id of an entry, and the stream that it stands in.
+local function is_place(text)
+  local ms, number = string.match(text, '^(%d+)%-(%d+) %l+:')
+  return ms and #ms <= 16 and #number <= 16
+end
+
+local function is_call(call)
+  return type(call) == 'table' and type(call[1]) == 'number' and type(call[2]) == 'string' and type(call[3]) == 'number'
+    and type(call[4]) == 'string' and type(call[5]) == 'number' and type(call[6]) == 'table'
+end
+
+local function are_calls(packed)
+  local fine, list = pcall(cmsgpack.unpack, packed)
+  if not fine or type(list) ~= 'table' then return false end
+  for _, call in ipairs(list) do
+    if not is_call(call) then return false end
+  end
+  return true
+end
+
+-- Why nobody can work with a run's fields, all of them still text; nil if everybody can. records.defect says the same.
+local function defect(run)
+  if run.state == '' then return 'it has no state' end
+  if not TRANSITIONS[run.state] then return 'its state is unknown' end
+  if not PLACE_STATES[run.place] then return 'its place is unknown' end
+  if not string.find(PLACE_STATES[run.place], ' ' .. run.state .. ' ', 1, true) then return 'it cannot be in that state there' end
+  for field in pairs(NUMBERS) do
+    if run[field] ~= '' and not is_whole(run[field]) then return 'its ' .. field .. ' is no number' end
+  end
+  for _, field in ipairs(TIMES) do
+    if run[field] ~= '' and not is_whole(run[field]) then return 'its ' .. field .. ' is no number' end
+  end
+  local prio = tonumber(run.prio ~= '' and run.prio or 1)
+  if prio < 0 or prio > 2 then return 'its prio is unknown' end
+  if run.flow == '' then return 'it has no flow' end
+  if (run.dep ~= '' and not is_id(run.dep)) or (run.parent ~= '' and not is_id(run.parent)) then return 'it names what is no id' end
+  if (run.place == 'queued' or run.msg ~= '') and not is_place(run.msg) then return 'its message is none' end
+  if run.calls ~= '' and not are_calls(run.calls) then return 'its calls cannot be read' end
+end
+
+-- Nobody can work with this run: a dead letter, unless there is one already, and a TTL for what it has left.
+local function give_up(id, why, content)
+  local is_new = redis.call('PTTL', prefix .. 'run:' .. id) == -1
+  unreadable[id] = {stream = '', message = '', why = why, is_new = is_new}
+  local ttl = net_ttl()
+  later(function()
+    local letter = unreadable[id]
+    if not letter.is_new then return end
+    dead_letter(letter.stream, letter.message, id, why, content)
+    for _, kind in ipairs({'run:', 'log:', 'tasks:'}) do redis.call('PEXPIRE', prefix .. kind .. id, ttl) end
+  end)
+end
+
 local function load_run(id)
   local run = loaded[id]
   if run ~= nil then return run end
+  if not is_id(id) then return false end
+  loaded[id] = false
   local key = prefix .. 'run:' .. id
-  local values = redis.call('HMGET', key, unpack(FIELDS))
-  if not values[1] then
-    loaded[id] = false
+  local values = redis.pcall('HMGET', key, unpack(FIELDS))
+  if values.err then
+    local kind = redis.call('TYPE', key).ok
+    if kind == 'hash' or kind == 'none' then values = redis.call('HMGET', key, unpack(FIELDS)) end
+    if values.err then
+      give_up(id, 'its key is no hash', kind)
+      return false
+    end
+  end
+  if not values[1] and redis.call('EXISTS', key) == 0 then return false end
+  run = {id = id, key = key}
+  for i, field in ipairs(FIELDS) do run[field] = values[i] or '' end
+  local why = defect(run)
+  if why then
+    local content = {}
+    for i, field in ipairs(FIELDS) do
+      if values[i] then content[#content + 1] = field .. '=' .. string.sub(values[i], 1, 200) end
+    end
+    give_up(id, why, table.concat(content, ' '))
     return false
   end
-  run = {id = id, key = key}
-  for i, field in ipairs(FIELDS) do
-    run[field] = values[i] or ''
-    if NUMBERS[field] then run[field] = tonumber(run[field]) or NUMBERS[field] end
-  end
+  for field, otherwise in pairs(NUMBERS) do run[field] = tonumber(run[field]) or otherwise end
   if run.ready == 0 then run.ready = run.due end
   loaded[id] = run
   return run
@@ -74,9 +172,9 @@ end
 -- ever must not grow for ever.
 local function extended(history, entry)
   if #history < HISTORY_BYTES then return history .. cmsgpack.pack(entry) end
-  local place = 0
-  while place < HISTORY_BYTES / 2 do place = cmsgpack.unpack_one(history, place) end
-  return string.sub(history, place + 1) .. cmsgpack.pack(entry)
+  local place, fine = 0, true
+  while fine and place < HISTORY_BYTES / 2 do fine, place = pcall(cmsgpack.unpack_one, history, place) end
+  return (fine and string.sub(history, place + 1) or '') .. cmsgpack.pack(entry)
 end
 
 -- Whether the table lets one state follow another.
@@ -106,13 +204,6 @@ local function kept_keys(run)
   local keys = {run.key, prefix .. 'log:' .. run.id, prefix .. 'tasks:' .. run.id}
   if present(run.idem) then keys[#keys + 1] = prefix .. 'idempotency:' .. run.idem end
   return keys
-end
-
--- How long Redis keeps what has ended if the pruner never comes: the namespace's retention and a week.
-local net_ms
-local function net_ttl()
-  net_ms = net_ms or (tonumber(redis.call('HGET', prefix .. 'settings', 'retention_ms') or RETENTION_MS) + 7 * 86400000)
-  return net_ms
 end
 
 -- A run that no key stands for yet, from the flat list of its first fields; it is in no place and has no state.
