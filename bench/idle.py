@@ -1,4 +1,4 @@
-"""What a worker costs that has nothing to do, and what one run at a time costs Redis."""
+"""What a worker costs that has nothing to do, and a cluster of them, and what one run at a time costs Redis."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from bench.marks import Marks
 from bench.measure import Measure
-from bench.stage import Stage, pss_mb
+from bench.stage import POOL, Stage, pss_mb, wait_until
 from orchestrator.models import Deployment
 
 
@@ -32,12 +32,24 @@ def measure(quick: bool) -> list[Measure]:
             stage.store.pools.scheduler_leaves("bench")
             time.sleep(6)
             alone = _calls_while(stage, lambda: time.sleep(seconds))
+    many, seconds_of_many = (50, 10) if quick else (200, 40)
+    with Stage("cluster") as stage, stage.program("bench.cluster", str(many), POOL):
+        with stage.scheduler():
+            wait_until(lambda: stage.store.pools.get(POOL).workers == many, seconds=120)
+            time.sleep(15)
+            cluster = _calls_while(stage, lambda: time.sleep(seconds_of_many))
+        time.sleep(15)
+        orphans = _calls_while(stage, lambda: time.sleep(seconds_of_many))
     return [
         Measure("idle worker", memory, "MB", 1, "PSS of supervisor, template and one warm child", 100),
         Measure("idle calls", beside / seconds, "/s", seconds, "calls of an idle worker while a scheduler lives", 2),
         Measure(
             "idle calls, no scheduler", alone / seconds, "/s", seconds, "the same, when it has a scheduler's duties too", 2
         ),
+        Measure(
+            "idle cluster", cluster / seconds_of_many, "/s", many, "calls of so many idle workers and a scheduler", float(many)
+        ),
+        Measure("idle cluster, no scheduler", orphans / seconds_of_many, "/s", many, "the same when none lives", float(many)),
         Measure("calls per run", busy / count, "calls", count, "one run at a time, create included; not those inside scripts"),
         Measure("round trips per run", reads / count, "trips", count, "one run at a time, create included"),
     ]

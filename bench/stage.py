@@ -71,9 +71,15 @@ class Stage:
     @contextlib.contextmanager
     def command(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
         """A command of ``orch`` in the background."""
+        with self.program("orch_cli", *arguments) as process:
+            yield process
+
+    @contextlib.contextmanager
+    def program(self, module: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A module in the background, run as a program."""
         with (self.home / "log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "orch_cli", *arguments],
+                [sys.executable, "-m", module, *arguments],
                 cwd=self.home,
                 env=environment(self.home),
                 stdin=subprocess.DEVNULL,

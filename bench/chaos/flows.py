@@ -72,7 +72,9 @@ def fence() -> int:
 
 
 def _fill_memory() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (512 << 20, 512 << 20))
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + (64 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     held = []
     while True:
         held.append(bytearray(16 << 20))

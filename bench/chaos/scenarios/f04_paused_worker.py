@@ -45,10 +45,11 @@ def begin_load(world: World) -> Callable[[], int]:
     long_ms = round(4000 * world.lease.total_seconds() / 3)
 
     def new(chance: Random) -> NewRun:
-        milliseconds = long_ms if chance.random() < 0.1 else chance.randint(50, 500)
+        milliseconds = long_ms if chance.random() < (0.1 if world.trial.quick else 0.05) else chance.randint(50, 500)
         return world.new_run(deployment=deployment, milliseconds=milliseconds)
 
-    submitter = world.submit(8.0 if world.trial.quick else 10.0, new)
+    # Few enough for the workers that are left.
+    submitter = world.submit(8.0 if world.trial.quick else 4.0, new)
     return lambda: len(submitter.submitted)
 
 
