@@ -20,7 +20,8 @@ def execute_run(run: dict[str, Any], link: Link, flow: Flow[..., Any]) -> None:
     """Run the flow of a ``run`` frame to its end and tell ``link`` all about it.
 
     Call it on the main thread, once per process. SIGTERM stops the run: it ends Cancelled when a ``cancel`` frame came
-    before, else Crashed. What the flow raises is the run's affair; only SystemExit and KeyboardInterrupt go on after its end.
+    before, else Crashed. What the flow raises is the run's affair; only SystemExit and KeyboardInterrupt go on after its end,
+    and what has kept its end from being told.
     """
     handlers.prepare(console=False)
     direct.use(link)
@@ -34,7 +35,8 @@ def execute_run(run: dict[str, Any], link: Link, flow: Flow[..., Any]) -> None:
     try:
         flow.execute(call)
     except (Exception, termination.Terminated):
-        return
+        if not link.has_told_end(run["id"]):
+            raise
     finally:
         termination.uninstall()
 

@@ -182,6 +182,7 @@ class FlowCall(Call):
 
     def raised(self, problem: BaseException) -> None:
         """Tried again where the flow says so, else Failed; Crashed or Cancelled for what is no error."""
+        outcomes.let_go(problem)
         if not isinstance(problem, Exception):
             self._interrupted(problem)
             return

@@ -86,6 +86,7 @@ class Link:
         self._answers: dict[int, tuple[bool, Any]] = {}
         self._ended: dict[str, str] = {}
         self._cancelled: dict[str, str] = {}
+        self._told_ends: set[str] = set()
         self.limited_tags: frozenset[str] | None = None
         """The tags that have limits, as far as known: they were seconds ago."""
         self._requests = itertools.count(1)
@@ -117,6 +118,12 @@ class Link:
         """Send a frame now, after everything noted so far."""
         with self._sending:
             self._write(b"".join((*self._noted_frames(), protocol.pack(frame))))
+        if frame[0] == protocol.END:
+            self._told_ends.add(frame[1])
+
+    def has_told_end(self, run: str) -> bool:
+        """Whether the end of a run was sent."""
+        return run in self._told_ends
 
     def flush(self) -> None:
         """Send what has been noted so far."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,12 @@ def of_flow_value(value: Any, is_a_runs: Callable[[State], bool]) -> State:
 def of_exception(problem: BaseException) -> State:
     """Failed, saying ``Type: text``."""
     return states.Failed(describe(problem), data=problem)
+
+
+def let_go(problem: BaseException) -> None:
+    """Free what the frames of a MemoryError hold: to tell of it takes memory too, and a thread that may have to be started."""
+    if isinstance(problem, MemoryError):
+        traceback.clear_frames(problem.__traceback__)
 
 
 def level_of(state: State) -> int:

@@ -135,6 +135,7 @@ class TaskCall(Call):
 
     def raised(self, problem: BaseException) -> None:
         """Tried again where the task says so, else Failed; Crashed or Cancelled for what is no error."""
+        outcomes.let_go(problem)
         if not isinstance(problem, Exception):
             self._problem = problem
             self._end(state_of_interruption(problem, self._flow))

@@ -30,6 +30,7 @@ without a new one is killed, even while the supervisor hangs or is stopped.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import signal
 import sys
@@ -51,7 +52,12 @@ UNTRUSTED = "its worker could not renew the lease in time"
 LAST_WORK_S = 10.0
 """How long what a run has left behind, threads and exit handlers, may go on after the run's end."""
 
+_RESERVE_BYTES = 2 * 1024 * 1024
+
 _own_exit_handlers = 0
+_reserve: mmap.mmap | None = None
+"""Given back when a run has used up all memory that it may have: what is left then must do to say so."""
+
 _inherited_finalizers: list[Any] = []
 
 OUT_OF_MEMORY = "out of memory: the kernel killed it"
@@ -475,7 +481,9 @@ def _receive_run(frames: int) -> tuple[Link, dict[str, Any] | None]:
 def _execute(run: dict[str, Any], link: Link, flow: Flow[..., Any] | None) -> NoReturn:
     from orchestrator.engine.execute import execute_run
 
+    global _reserve
     assert flow is not None
+    _reserve = mmap.mmap(-1, _RESERVE_BYTES)  # address space alone: none of it is touched
     # Lines reach the log while the run goes on, and none is lost when the process is killed.
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
@@ -485,12 +493,31 @@ def _execute(run: dict[str, Any], link: Link, flow: Flow[..., Any] | None) -> No
         execute_run(run, link, flow)
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 1
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
+    except BaseException as problem:
         status = 1
+        _tell_last(link, run["id"], problem)
     _leave(link, status)
+
+
+def _tell_last(link: Link, run: str, problem: BaseException) -> None:
+    """What came in the way of telling the run's end; all that can be said of it with what memory there is."""
+    if _reserve is not None:
+        _reserve.close()
+    import traceback
+
+    from orchestrator.engine import protocol
+    from orchestrator.states import StateType
+
+    cause: BaseException | None = problem
+    while cause is not None and not isinstance(cause, MemoryError):
+        cause = cause.__cause__ or cause.__context__
+    # Without room for a thread's stack that is a RuntimeError.
+    if cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        with contextlib.suppress(Exception):
+            link.send([protocol.END, run, StateType.CRASHED.value, "Crashed", "It ran out of memory.", b"", None])
+    with contextlib.suppress(Exception):
+        traceback.print_exception(problem)
 
 
 def _end_failed(link: Link, run: dict[str, Any], error: BaseException) -> NoReturn:

@@ -97,10 +97,23 @@ def kills_itself() -> None:
 def leaves_python() -> None:
     sys.exit(3)
 
+kept = []
+
 @flow
-def takes_too_much_memory() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
-    bytearray(1 << 31)
+def takes_too_much_memory(how: str) -> None:
+    """``at once``: more than there may be; ``bit by bit``: until nothing is left, even for a thread; ``and keeps it``."""
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + (64 << 20), size + (64 << 20)))
+    if how == "at once":
+        bytearray(1 << 30)
+    held = kept if how == "and keeps it" else []
+    for step in (1 << 24, 1 << 20, 1 << 16):
+        try:
+            while True:
+                held.append(bytearray(step))
+        except MemoryError:
+            if step == 1 << 16:
+                raise
 '''
 
 
@@ -234,11 +247,22 @@ def test_a_program_that_the_module_has_started_serves_all_runs(store: Store, set
 # -- why it crashed, and what follows
 
 
-def test_a_flow_that_exceeds_its_memory_limit_says_so(store: Store, settings: Settings, folder: Path) -> None:
-    run = submit(store, deploy(store, folder, "takes_too_much_memory"))
+@pytest.mark.parametrize(
+    ("how", "state", "message"),
+    [
+        ("at once", "Failed", "MemoryError: out of memory"),
+        ("bit by bit", "Failed", "MemoryError: out of memory"),
+        ("and keeps it", "Crashed", "It ran out of memory."),
+    ],
+)
+def test_a_flow_that_exceeds_its_memory_limit_says_so(
+    store: Store, settings: Settings, folder: Path, how: str, state: str, message: str
+) -> None:
+    """With nothing left to tell it with, its process ended in silence: exited with status 0."""
+    run = submit(store, deploy(store, folder, "takes_too_much_memory"), how=how)
     with worker(settings):
         ended = wait_for_end(store, run)
-    assert "MemoryError: out of memory" in ended.state.message
+    assert (ended.state.name, ended.state.message, ended.crash_count) == (state, message, 0)
 
 
 def test_a_flow_that_leaves_python_has_crashed_and_is_not_started_again(store: Store, settings: Settings, folder: Path) -> None:
