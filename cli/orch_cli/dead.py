@@ -1,4 +1,4 @@
-"""``orch dead``: runs in quarantine. Their process was lost as often as their crash budget allows."""
+"""``orch dead``: runs in quarantine, whose process was lost as often as their crash budget allows; and dead letters."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from orch_cli import output, prompts
 from orch_cli.commands import Noun, Usage
 from orch_cli.connection import open_store
-from orch_cli.options import all_option, dry_run_option, stateless_filter_options, yes_option
-from orch_cli.output import Column, Printer, View, shows
+from orch_cli.options import EVERY, all_option, dry_run_option, stateless_filter_options, yes_option
+from orch_cli.output import Column, Printer, View, plural, shows
 from orch_cli.selection import act_on, matching, named_or_matching
 from orch_cli.views import RUN, deployment_slug
-from orchestrator.models import Run, RunFilter
+from orchestrator.exceptions import ObjectNotFound
+from orchestrator.models import DeadLetter, Run, RunFilter
 
 if TYPE_CHECKING:
     from orchestrator.store import Store
@@ -36,13 +38,27 @@ DEAD: View[Run] = View(
     ),
 )
 
+LETTER: View[DeadLetter] = View(
+    name=lambda letter: letter.id,
+    empty="There are no dead letters. What stands in the place of a run or its message, and cannot be read, becomes one.",
+    columns=(
+        Column("ID", lambda letter: letter.id),
+        Column("When", lambda letter: letter.at),
+        Column("Reason", lambda letter: letter.reason, fold=True),
+        Column("Run", lambda letter: letter.run),
+        Column("Stream", lambda letter: letter.stream, wide=True),
+        Column("Message", lambda letter: letter.message, wide=True),
+        Column("Content", lambda letter: letter.content, wide=True, fold=True),
+    ),
+)
+
 
 @click.group("dead", cls=Noun, examples=("orch dead ls", "orch dead redrive brave-otter"))
 def dead() -> None:
     """Show, redrive and drop flow runs whose crash budget is spent.
 
     The process of such a run was lost again and again: killed, out of memory, gone with its machine. Nothing starts it again
-    until someone redrives it.
+    until someone redrives it. For what could not even be read as a run see: orch dead letter --help
     """
 
 
@@ -53,6 +69,9 @@ def ls(out: Printer[Run], chosen: RunFilter) -> None:
     """List flow runs in quarantine, newest first: why, and how many starts were lost."""
     with open_store() as store:
         out.many(*_quarantined(store, chosen, out.limit))
+        letters = store.letters.count()
+    if letters and out.is_for_people:
+        output.say_hint(f"There {'is' if letters == 1 else 'are'} also {plural(letters, 'dead letter')}: orch dead letter ls")
 
 
 @dead.command("redrive", examples=("orch dead redrive brave-otter", "orch dead redrive --flow etl --since 24h --dry-run"))
@@ -117,3 +136,66 @@ def _quarantined(store: Store, chosen: RunFilter, limit: int) -> tuple[list[Run]
 
 def _not_quarantined(run: Run, instead: str) -> str:
     return f"Flow run '{run.name}' is {run.state.name}, not in quarantine. If that is meant: {instead}"
+
+
+# --- dead letters ----------------------------------------------------------------------------------------------------------
+
+
+@dead.group("letter", examples=("orch dead letter ls", "orch dead letter drop --all"))
+def letter() -> None:
+    """Show and drop dead letters: runs and messages that could not be read.
+
+    A program that writes into the namespace, a release that is too new or a broken disk leaves such things. They are set aside
+    with a reason, and nothing else is held up. The newest 10,000 are kept.
+    """
+
+
+@letter.command("ls", examples=("orch dead letter ls", "orch dead letter ls -o wide"))
+@shows(LETTER, many=True, limit=50)
+def ls_letters(out: Printer[DeadLetter]) -> None:
+    """List dead letters, newest first: why, and of which run, if that is known."""
+    with open_store() as store:
+        out.many(store.letters.latest(out.limit + 1 if out.limit else EVERY))
+
+
+@letter.command("inspect", examples=("orch dead letter inspect 1800000000000-0",))
+@click.argument("letter_id", metavar="ID")
+@shows(LETTER)
+def inspect_letter(out: Printer[DeadLetter], letter_id: str) -> None:
+    """Show everything about a dead letter, and the beginning of what stood there."""
+    with open_store() as store:
+        [found] = _letters(store, [letter_id])
+    out.one(found)
+
+
+@letter.command("drop", examples=("orch dead letter drop 1800000000000-0", "orch dead letter drop --all --yes"))
+@click.argument("letters", nargs=-1, metavar="ID...")
+@click.option("--all", "every", is_flag=True, help="All dead letters.")
+@yes_option
+@dry_run_option
+@shows(LETTER)
+def drop_letters(out: Printer[DeadLetter], letters: tuple[str, ...], every: bool, yes: bool, dry_run: bool) -> None:
+    """Delete dead letters, and what is left of the runs that they are about."""
+    if bool(letters) == every:
+        raise Usage("Name dead letters or give --all, one of the two.", hint="List them with: orch dead letter ls")
+    with open_store() as store:
+        found = store.letters.latest(EVERY) if every else _letters(store, letters)
+        if dry_run:
+            out.many(found)
+            output.say(f"Nothing was done: this would drop {plural(len(found), 'dead letter')}.")
+            return
+        prompts.confirm(f"Drop {plural(len(found), 'dead letter')}?", yes or not found, count=len(found))
+        dropped = store.letters.drop([letter.id for letter in found])
+    if out.is_for_people:
+        output.say(f"Dropped {plural(dropped, 'dead letter')}.")
+    else:
+        out.many(found)
+
+
+def _letters(store: Store, ids: Sequence[str]) -> list[DeadLetter]:
+    """The letters of these ids. Raises ObjectNotFound."""
+    known = {letter.id: letter for letter in store.letters.latest(EVERY)}
+    unknown = [one for one in ids if one not in known]
+    if unknown:
+        raise ObjectNotFound(f"There is no dead letter {unknown[0]!r}.", hint="List them with: orch dead letter ls")
+    return [known[one] for one in ids]

@@ -91,7 +91,14 @@ def _examine(repair: bool) -> Iterator[Finding]:
 def _server(store: Store) -> Iterator[Finding]:
     info = store.server_info()
     kind = "private" if store.embedded else "configured"
-    yield Finding("server", "ok", f"{info.product} {info.version} at {store.address} ({kind})")
+    yield Finding("server", "ok", f"{info.product} {info.version} at {store.address} ({kind}; {info.topology})")
+    if store.settings.durability == "replicated" and not any(replica.is_online for replica in info.replicas):
+        yield Finding(
+            "durability",
+            "problem",
+            "It is 'replicated', and no replica is connected: nothing can be submitted.",
+            "Start a replica, or lower it with: orch namespace update --durability default",
+        )
     yield Finding("persistence", "ok" if info.appendonly else "warning", info.persistence)
     full = f" of {info.max_bytes / 1e6:,.0f} MB" if info.max_bytes else ""
     yield Finding("memory", "ok", f"{info.used_bytes / 1e6:,.1f} MB{full}; maxmemory-policy is {info.eviction_policy}")
@@ -212,7 +219,7 @@ def _rescue(store: Store) -> Iterator[Finding]:
         yield Finding(
             "rescue",
             "warning",
-            f"The server's clock has jumped; no lease counts as over until {clock.from_ms(int(until)):%H:%M:%S} UTC.",
+            f"The server's clock has jumped, or it was away. No lease is over until {clock.from_ms(int(until)):%H:%M:%S} UTC.",
             "Workers renew their leases meanwhile. Let NTP set the clock of the server's machine.",
         )
 
@@ -287,6 +294,10 @@ def _quarantine(store: Store) -> Iterator[Finding]:
         yield Finding("quarantine", "warning", f"{plural(count, 'run')} lost every start that was allowed.", "orch dead ls")
     else:
         yield Finding("quarantine", "ok", "empty")
+    letters = store.letters.count()
+    if letters:
+        detail = f"{plural(letters, 'thing')} in the place of runs or their messages could not be read."
+        yield Finding("dead letters", "warning", detail, "orch dead letter ls")
 
 
 def _late_runs(store: Store) -> Iterator[Finding]:

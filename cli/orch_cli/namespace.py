@@ -122,7 +122,8 @@ def update(
 ) -> None:
     """Change the namespace's settings. Processes read them when they start.
 
-    Asks before ended runs are deleted by a shorter retention, and while processes run with the settings of now.
+    Asks before a shorter retention deletes ended runs, before a durability that the server cannot give now, and while processes
+    run with the settings of now.
     """
     given = {"lease": lease, "retention": retention, "durability": durability}
     wanted: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -162,6 +163,9 @@ def _consequences(store: Store, found: Namespace) -> Iterator[str]:
         lost = store.queries.count_ended(before=store.now() - found.settings.retention)
         if lost:
             yield f"{plural(lost, 'run')} that ended longer ago will be deleted for good."
+    becomes_replicated = found.settings.durability == "replicated" != store.settings.durability
+    if becomes_replicated and not any(replica.is_online for replica in store.server_info().replicas):
+        yield "No replica is connected: until one is, nothing can be submitted."
     if found.behind:
         alive = plural(len(found.behind), "process")
         yield f"{alive} will go on with the settings of now until restarted."

@@ -81,7 +81,7 @@ def _of_lease_over(store: Store, run: Run, over: datetime, now: datetime) -> Exp
     if now < braked_until <= now + store.settings.lease:
         return Explanation(
             "rescue_braked",
-            f"{sentence}; but the server's clock has jumped, so workers have until {_at(braked_until)} to renew theirs.",
+            f"{sentence}; but the server's clock has jumped, or it was away: workers have until {_at(braked_until)} to renew.",
             "Let NTP set the clock of the server's machine. See it with: orch doctor",
         )
     if not store.pools.schedulers() and not _alive(store):

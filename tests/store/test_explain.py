@@ -326,7 +326,7 @@ def test_a_rescue_that_the_clock_has_braked_says_until_when(floor: Floor) -> Non
     assert floor.store.runs.lapse(expected_ms=expected).is_braked
     found = explained(floor, run)
     assert found.reason == "rescue_braked"
-    assert f"so workers have until {floor.after(15):%Y-%m-%d %H:%M:%S} UTC to renew theirs" in found.sentence
+    assert f"workers have until {floor.after(15):%Y-%m-%d %H:%M:%S} UTC to renew." in found.sentence
     floor.store.client.delete(floor.store.keys.brake)
 
 

@@ -368,6 +368,29 @@ def test_only_runs_in_quarantine_are_redriven_or_dropped(orch: Orch, poisoned: l
     assert store.queries.count() == 2
 
 
+def test_what_could_not_be_read_is_shown_and_dropped(orch: Orch, store: Store, run: str) -> None:
+    assert "There are no dead letters" in orch("dead", "letter", "ls").err
+    for garbage in ({"r": "no id"}, {"x": "\x1b[31mred"}):
+        store.client.xadd(store.keys.queue("etl", "default", "normal"), garbage)
+    delivered = store.pools.wait_for_runs("etl", "w1", ["default"], timedelta(seconds=1))
+    store.runs.claim("w1", "etl", ["default"], 5, delivered)
+    newest, oldest = orch("dead", "letter", "ls", "-o", "json").json
+    assert oldest["stream"] == "queue:etl:default:normal"
+    assert oldest["reason"]
+    assert "Only 1 are shown" in orch("dead", "letter", "ls", "--limit", "1").err
+    assert "2 dead letters: orch dead letter ls" in orch("dead", "ls").err
+    shown = orch("dead", "letter", "inspect", newest["id"]).out
+    assert ("red" in shown, "\x1b" in shown) == (True, False)
+    assert orch("dead", "letter", "inspect", "1-1").code == 3
+    assert orch("dead", "letter", "drop").code == 2
+    assert orch("dead", "letter", "drop", newest["id"], "--all").code == 2
+    assert orch("dead", "letter", "drop", newest["id"]).code == 2
+    assert orch("dead", "letter", "drop", newest["id"], "--dry-run", "-o", "name").out == f"{newest['id']}\n"
+    assert orch("dead", "letter", "drop", newest["id"], "--yes").err == "Dropped 1 dead letter.\n"
+    assert orch("dead", "letter", "drop", "--all", "--yes").err == "Dropped 1 dead letter.\n"
+    assert store.letters.count() == 0
+
+
 # --- the rest -------------------------------------------------------------------------------------------------------------
 
 

@@ -53,6 +53,11 @@ def test_the_doctor_shows_the_settings_that_all_processes_share(orch: Orch, stor
     )
 
 
+def test_the_doctor_says_what_kind_of_server_it_is_and_who_follows_it(orch: Orch) -> None:
+    [found] = findings(orch, "server")
+    assert found["detail"].endswith("(configured; one server, no replicas)")
+
+
 def test_the_doctor_names_processes_that_run_with_other_settings(orch: Orch, store: Store) -> None:
     store.pools.create("etl")
     beat(store)
@@ -173,6 +178,16 @@ def test_the_doctor_counts_runs_in_quarantine(orch: Orch, store: Store) -> None:
     )
 
 
+def test_the_doctor_sets_aside_what_cannot_be_read_and_counts_it(orch: Orch, store: Store, run: str) -> None:
+    assert findings(orch, "dead letters") == []
+    store.client.hset(store.keys.run(shorten(run)), "place", "nowhere")
+    answer = orch("doctor", "--repair")
+    assert ("mended" in answer.out, "invariants\tok" in answer.out) == (True, True)
+    [found] = findings(orch, "dead letters")
+    assert (found["status"], found["hint"]) == ("warning", "orch dead letter ls")
+    assert found["detail"].startswith("1 thing in the place of runs")
+
+
 def test_the_doctor_names_what_is_wrong_and_what_to_type(orch: Orch, deployment: Deployment, run: str) -> None:
     answer = orch("doctor", "-o", "json")
     assert answer.code == 1
@@ -212,9 +227,9 @@ def test_the_doctor_mends_what_a_lost_write_broke_and_says_what(orch: Orch, stor
 
 
 def test_the_doctor_says_what_it_could_not_mend(orch: Orch, store: Store, deployment: Deployment, run: str) -> None:
-    store.client.hset(store.keys.run(shorten(run)), "place", "nowhere")
+    store.client.hset(store.keys.run(shorten(run)), "label", "Elsewhere")
     answer = orch("doctor", "--repair")
-    assert (answer.code, "is in no place" in answer.out) == (1, True)
+    assert (answer.code, "is Elsewhere, and its history ends with" in answer.out) == (1, True)
     assert "orch flow-run delete" in answer.err
-    store.client.hset(store.keys.run(shorten(run)), "place", "queued")
+    store.client.hdel(store.keys.run(shorten(run)), "label")
     assert "invariants\tok" in orch("doctor", "--repair").out

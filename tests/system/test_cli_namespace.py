@@ -8,6 +8,7 @@ import pytest
 
 from console import Orch, claim, finish
 from orchestrator import clock
+from orchestrator.exceptions import NotReplicated
 from orchestrator.models import NewRun, Worker
 from orchestrator.settings import Settings
 from orchestrator.states import Completed
@@ -33,7 +34,7 @@ def test_the_settings_of_a_namespace_are_shown_with_what_follows_from_them(orch:
 def test_settings_are_changed_one_by_one_and_read_by_those_who_start_then(orch: Orch, settings: Settings) -> None:
     said = orch("namespace", "update", "--lease", "5s", "--retention", "90d").err
     assert said == f"Namespace '{settings.namespace}' now has lease 5 s, retention 90 d.\n"
-    assert orch("namespace", "update", "--durability", "replicated", "-o", "json").json["durability"] == "replicated"
+    assert orch("namespace", "update", "--durability", "replicated", "--yes", "-o", "json").json["durability"] == "replicated"
     with open_store(settings) as started:
         now = started.settings
         assert (now.lease, now.retention, now.durability) == (timedelta(seconds=5), timedelta(days=90), "replicated")
@@ -72,6 +73,22 @@ def test_a_shorter_retention_says_how_many_runs_it_deletes_and_asks(orch: Orch, 
     assert not store.client.exists(store.keys.settings)
     assert orch("namespace", "update", "--retention", "20d").code == 0
     assert orch("namespace", "update", "--retention", "7d", "--yes").code == 0
+
+
+def test_a_durability_that_the_server_cannot_give_is_asked_about_and_can_be_lowered_again(
+    orch: Orch, store: Store, settings: Settings
+) -> None:
+    answer = orch("namespace", "update", "--durability", "replicated")
+    assert (answer.code, "No replica is connected" in answer.err) == (2, True)
+    assert orch("namespace", "update", "--durability", "replicated", "--yes").code == 0
+    store.pools.create("etl")
+    with open_store(settings) as strict, pytest.raises(NotReplicated):
+        strict.runs.create([NewRun(flow="load", pool="etl")])
+    [problem] = [finding for finding in orch("doctor", "-o", "json").json if finding["check"] == "durability"]
+    assert (problem["status"], "orch namespace update --durability default" in problem["hint"]) == ("problem", True)
+    assert orch("namespace", "update", "--durability", "default").code == 0
+    with open_store(settings) as again:
+        assert again.runs.create([NewRun(flow="load", pool="etl")])[0].answer == "created"
 
 
 def test_processes_that_started_before_a_change_are_named_until_they_start_again(
