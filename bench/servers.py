@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import redis
 
@@ -193,10 +194,8 @@ class _Fleet:
         return node
 
     def _server_settings(self) -> dict[str, Any]:
-        passwords = {"requirepass": self.password, "primaryauth": self.password} if self.password else {}
-        if "redis-server" in self._binary.name and passwords:
-            passwords["masterauth"] = passwords.pop("primaryauth")
-        return SETTINGS | passwords
+        quoted = f'"{self.password}"'
+        return SETTINGS | ({"requirepass": quoted, "masterauth": quoted} if self.password else {})
 
     def _wait(self, ready: Callable[[], T], what: str, seconds: float = 30) -> T:
         deadline = time.monotonic() + seconds
@@ -210,7 +209,7 @@ class _Fleet:
 
     @property
     def _login(self) -> str:
-        return f":{self.password}@" if self.password else ""
+        return f":{quote(self.password, safe='')}@" if self.password else ""
 
     @property
     def _s(self) -> str:
@@ -219,6 +218,26 @@ class _Fleet:
     @property
     def _options(self) -> str:
         return f"?{self.certificates.options}" if self.certificates else ""
+
+
+class OneServer(_Fleet):
+    """One server over TCP, with TLS or without."""
+
+    def __init__(self, *, password: str = "", certificates: Certificates | None = None, binary: Path | None = None) -> None:
+        super().__init__(binary, password, certificates)
+        self.server = self._make("server", _free_ports(1)[0], self._server_settings(), password=password)
+
+    @property
+    def url(self) -> str:
+        """How Orch is told of it."""
+        return f"redis{self._s}://{self._login}{_LOCALHOST}:{self.server.port}/0{self._options}"
+
+    def start(self) -> OneServer:
+        """Start it, and wait until it answers."""
+        self.server.write_settings()
+        self.server.start()
+        self._wait(lambda: self.server.ask("PING"), "the server")
+        return self
 
 
 class SentinelServers(_Fleet):
@@ -254,7 +273,7 @@ class SentinelServers(_Fleet):
         hosts = ",".join(f"{_LOCALHOST}:{node.port}" for node in self.sentinels)
         options = [option for option in (self._options.removeprefix("?"),) if option]
         if self.sentinel_password:
-            options.append(f"sentinel_password={self.sentinel_password}")
+            options.append(f"sentinel_password={quote(self.sentinel_password, safe='')}")
         query = f"?{'&'.join(options)}" if options else ""
         return f"redis{self._s}+sentinel://{self._login}{hosts}/{SERVICE}{query}"
 
@@ -285,9 +304,9 @@ class SentinelServers(_Fleet):
             f"sentinel failover-timeout {SERVICE} 2000",
         ]
         if self.password:
-            lines.append(f"sentinel auth-pass {SERVICE} {self.password}")
+            lines.append(f'sentinel auth-pass {SERVICE} "{self.password}"')
         if self.sentinel_password:
-            lines += [f"requirepass {self.sentinel_password}", f"sentinel sentinel-pass {self.sentinel_password}"]
+            lines += [f'requirepass "{self.sentinel_password}"', f'sentinel sentinel-pass "{self.sentinel_password}"']
         return lines
 
     def primary(self) -> Node:

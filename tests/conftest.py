@@ -20,11 +20,15 @@ import pytest
 from harness import RedisServer, eventually
 from orchestrator.settings import Settings
 from orchestrator.store import embedded
+from server_kinds import KINDS, servers
 
 if TYPE_CHECKING:
     from orchestrator.store import Store
 
 MARK = "ORCHTEST_SESSION"
+
+EVERYWHERE = {"test_create", "test_claim", "test_leases", "test_planning", "test_pools", "test_transitions"}
+"""The modules of tests/store that are the quick part of the conformance suite."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -59,11 +63,29 @@ def orch_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[RedisServer]:
-    """One private Valkey for the session. A test that harms its server starts a ``RedisServer`` of its own."""
-    server = RedisServer().start()
-    yield server
-    server.stop()
+def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    """One server, or several that are one, for the session: a private Valkey, or what ``--server`` says.
+
+    A test that harms its server starts a ``RedisServer`` of its own.
+    """
+    kind = getattr(request, "param", None) or request.config.getoption("--server") or "standalone"
+    with servers(kind) as server:
+        yield server
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """On what kind of server to run the tests of the store."""
+    parser.addoption("--server", choices=KINDS, help="the kind of server for all tests that have no server of their own")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Without ``--server``, the quick part of the conformance suite runs on Sentinel and Cluster too."""
+    if (
+        "server" in metafunc.fixturenames
+        and metafunc.module.__name__.rpartition(".")[2] in EVERYWHERE
+        and not metafunc.config.getoption("--server")
+    ):
+        metafunc.parametrize("server", ["standalone", "sentinel", "cluster"], indirect=True, scope="session")
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import redis
 
 from harness import SAFE, RedisServer, eventually
 from orchestrator.exceptions import ConfigurationError, StoreUnavailable, UnsuitableServer
+from orchestrator.keys import Keys
 from orchestrator.settings import Settings
 from orchestrator.store import connection
 from orchestrator.store.connection import check_server, connect, is_transient, retrying
@@ -192,10 +193,11 @@ def test_tls_addresses_make_tls_clients() -> None:
 
 
 def test_a_client_answers_in_bytes_and_never_sends_a_command_twice(server: RedisServer, settings: Settings) -> None:
+    key = f"{Keys(settings.namespace)}key"
     with connect(server.url, settings) as client:
-        client.set("key", "value")
-        assert client.get("key") == b"value"
-        client.delete("key")
+        client.set(key, "value")
+        assert client.get(key) == b"value"
+        client.delete(key)
         connection_ = client.connection_pool.get_connection()
         try:
             assert connection_.retry._retries == 0
@@ -364,7 +366,7 @@ def test_threads_share_a_client(server: RedisServer, settings: Settings) -> None
 
         def work() -> None:
             for _ in range(50):
-                client.incr(f"{settings.namespace}:count")
+                client.incr(f"{Keys(settings.namespace)}count")
             done.append(1)
 
         threads = [threading.Thread(target=work) for _ in range(8)]
@@ -373,4 +375,4 @@ def test_threads_share_a_client(server: RedisServer, settings: Settings) -> None
         eventually(lambda: len(done) == 8)
         for thread in threads:
             thread.join()
-        assert client.getdel(f"{settings.namespace}:count") == b"400"
+        assert client.getdel(f"{Keys(settings.namespace)}count") == b"400"

@@ -64,7 +64,15 @@ class RedisServer:
     Without ``flags`` it is set up as Orch wants it. It dies with the pytest process at the latest.
     """
 
-    def __init__(self, *flags: str, tcp: bool = False, password: str = "", folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        *flags: str,
+        tcp: bool = False,
+        password: str = "",
+        folder: Path | None = None,
+        binary: Path | None = None,
+    ) -> None:
+        self.binary = binary or embedded.find_binary()
         self.folder = folder or Path(tempfile.mkdtemp(prefix="orch-"))
         self.socket = self.folder / "s.sock"
         self.port = _free_port() if tcp else 0
@@ -88,7 +96,7 @@ class RedisServer:
     def start(self) -> RedisServer:
         """Start it, or start it again on the same data, and wait until it answers."""
         self.socket.unlink(missing_ok=True)
-        command = [str(embedded.find_binary()), "--port", str(self.port), "--unixsocket", str(self.socket)]
+        command = [str(self.binary), "--port", str(self.port), "--unixsocket", str(self.socket)]
         command += ["--dir", str(self.folder), *self._flags]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
