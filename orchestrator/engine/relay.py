@@ -89,6 +89,7 @@ class _Tracked:
     child: Child
     attempt: int = 0
     started: bool = False
+    begun: bool = False
     opening: NewRun | None = None
     starts: list[State] = field(default_factory=list)
     changed: dict[str, TaskRun] = field(default_factory=dict)
@@ -122,11 +123,21 @@ class _Call:
 class Relay:
     """Frames of many children on one side, one store on the other. Not thread-safe: one loop drives it.
 
-    ``worker`` is the name that holds the leases of the runs that children open.
+    ``worker`` is the name that holds the leases of the runs that children open. ``confirm`` hears of ends and of what the store
+    has answered to them, and may answer better; it may raise StoreUnavailable, then they are told again.
     """
 
-    def __init__(self, store: Store, worker: str, *, interval: float = INTERVAL, log_lines: int = LOG_LINES) -> None:
+    def __init__(
+        self,
+        store: Store,
+        worker: str,
+        *,
+        interval: float = INTERVAL,
+        log_lines: int = LOG_LINES,
+        confirm: Callable[[Sequence[End], Sequence[str]], Sequence[str]] | None = None,
+    ) -> None:
         self._store = store
+        self._confirm = confirm
         self._worker = worker
         self._interval = interval
         self._log_lines = log_lines
@@ -174,6 +185,14 @@ class Relay:
             if tracked.opening is None and (child is None or tracked.child == child)
         ]
 
+    def held(self) -> list[tuple[str, int, bool]]:
+        """(run, attempt, whether the store has heard that its body started) of all runs whose lease someone must keep."""
+        return [
+            (tracked.id, tracked.attempt, tracked.begun and not tracked.starts)
+            for tracked in self._runs.values()
+            if tracked.opening is None
+        ]
+
     def child_of(self, run: str) -> Child | None:
         """Who executes this run; None if nobody here does (any more)."""
         tracked = self._runs.get(run)
@@ -186,7 +205,7 @@ class Relay:
 
         ``started``: the claim has counted the first start of the body and entered Running already.
         """
-        self._runs[run] = _Tracked(run, child, attempt, started=started)
+        self._runs[run] = _Tracked(run, child, attempt, started=started, begun=started)
 
     def forget(self, run: str) -> None:
         """The run is no longer ours (handed back, lost): whatever its child still says about its state is not written."""
@@ -291,7 +310,7 @@ class Relay:
                 if not tracked.started:
                     tracked.starts.append(State(StateType.RUNNING, name, timestamp=clock.from_ms(at_ms)))
                     self._due(now + self._interval)
-                tracked.started = False
+                tracked.started, tracked.begun = False, True
             case [protocol.LOG, str(run), list(lines)]:
                 attempt = self._owned(child, run).attempt
                 self.add_log(run, [_log_line(line, attempt) for line in lines], now)
@@ -392,6 +411,7 @@ class Relay:
             ],
             ends=[end for _, end in ending],
             claim=self._claim([end.run for _, end in ending]) if self._claim else None,
+            worker=self._worker,
         )
         if not (turn.starts or turn.logs or turn.tasks or turn.ends or turn.claim):
             return
@@ -411,9 +431,14 @@ class Relay:
         answers = turned.ends
         if isinstance(answers, Exception):
             log.error("Several ends could not be written together; writing them one by one: %s", answers)
-            answers = [(self._guarded(self._store.runs.finish, [end]) or ["refused"])[0] for _, end in ending]
+            answers = [self._guarded(self._finish, end) or "refused" for _, end in ending]
+        if self._confirm is not None and ending:
+            answers = list(self._confirm([end for _, end in ending], answers))
         for (tracked, _), answer in zip(ending, answers, strict=True):
             self._finished(tracked, answer)
+
+    def _finish(self, end: End) -> str:
+        return self._store.runs.finish([end], worker=self._worker)[0]
 
     def _is_told_in_one_turn(self, tracked: _Tracked) -> bool:
         """What does not fit goes first: after the end nobody may write task runs, and readers of the log stop at it."""

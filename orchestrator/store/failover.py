@@ -132,19 +132,27 @@ class Failover:
         """The epoch as last seen, without asking; None if the namespace had none."""
         return self._known
 
-    def check(self, *, begin: bool = True, mend: bool = False) -> Epoch | None:
+    def check(self, *, mend: bool = False) -> Epoch:
         """The namespace's epoch now, moved if the server is another than before. One round trip of some 40 us.
 
-        ``begin``: give a namespace that has none its first one, and its schema; else the answer is None. ``mend``: this process
-        would mend the namespace if it is time; where the answer has ``mends``, it is to call ``mend``. Of all that ask, one
-        gets that, and another one if it has not done so in two minutes.
+        A namespace that has none is given its first one, and its schema. ``mend``: this process would mend the namespace if it
+        is time; where the answer has ``mends``, it is to call ``mend``. Of all that ask, one gets that, and another one if it
+        has not done so in two minutes.
 
-        A second process that sees the same change gets the same epoch. What a caller did under an epoch with another ``id``
-        may be lost.
+        All who see a change get the same epoch. What a caller did under an epoch with another ``id`` may be lost.
 
         Raises DataGone when the namespace that this process has seen is there no more (FLUSHALL, an empty master, another
         server): nothing is written then, and nothing should be. StoreUnavailable, as everything does.
         """
+        epoch = self._ask(begin=True, mend=mend)
+        assert epoch is not None
+        return epoch
+
+    def look(self) -> Epoch | None:
+        """As ``check``, for those who only read or submit: None where the namespace has no epoch yet."""
+        return self._ask(begin=False, mend=False)
+
+    def _ask(self, *, begin: bool, mend: bool) -> Epoch | None:
         known = self._known
         answer, *fields = self._scripts.call(
             "epoch",
@@ -284,7 +292,7 @@ class Submitted:
         """
         if not self._given or self._connections() == self._seen:
             return []
-        connections, epoch = self._connections(), self._failover.check(begin=False)
+        connections, epoch = self._connections(), self._failover.look()
         lost: list[str] = []
         if epoch is None or epoch.id != self._epoch:
             since = clock.monotonic() - _REMEMBERED_S

@@ -28,11 +28,12 @@ _BATCH = 100
 
 
 class HeartbeatAnswer(NamedTuple):
-    """What a heartbeat learns: whether any scheduler lives, how many workers live, and Redis's clock in ms."""
+    """What a heartbeat learns: whether any scheduler lives, how many workers live, Redis's clock in ms, the epoch's number."""
 
     scheduler_alive: bool
     workers: int
     now_ms: int
+    epoch: int
 
 
 class Rival(NamedTuple):
@@ -311,8 +312,8 @@ class Pools:
 
     def _heartbeat(self, kind: str, name: str, fields: Sequence[Any]) -> HeartbeatAnswer:
         answer = self._scripts.call("heartbeat", kind=kind, name=name, fields=list(fields), alive_ms=self._silence_ms)
-        schedulers, workers, now_ms = map(int, answer)
-        return HeartbeatAnswer(schedulers > 0, workers, now_ms)
+        schedulers, workers, now_ms, epoch = map(int, answer)
+        return HeartbeatAnswer(schedulers > 0, workers, now_ms, epoch)
 
     def drain(self, worker: str) -> None:
         """Tell a worker to take no new runs, let those that it has end, however long they take, and stop.

@@ -107,7 +107,7 @@ class FakeStore:
             ends = ValueError("no")
         return Turned([], ends, Claims([], [], 0, False) if turn.claim else None)
 
-    def finish(self, ends: Sequence[End]) -> list[str]:
+    def finish(self, ends: Sequence[End], *, worker: str = "") -> list[str]:
         self._call()
         if self.refuses & {end.run for end in ends}:
             raise ValueError("no")

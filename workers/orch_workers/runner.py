@@ -21,6 +21,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from orch_workers.base import Executor, Host, Job, WorkerOptions
+from orch_workers.journal import Entry, Journal
+from orch_workers.recollection import Recollection, accepted
 from orch_workers.watchdog import LoopWatchdog
 from orchestrator import clock, keys
 from orchestrator._version import __version__
@@ -32,11 +34,13 @@ from orchestrator.models import Deployment, LogLine, Worker
 from orchestrator.settings import child_environment, load
 from orchestrator.states import StateType
 from orchestrator.store.answers import ClaimRequest
+from orchestrator.store.failover import Asserted, Held
 
 if TYPE_CHECKING:
     from orchestrator.metrics import WorkerMetrics
     from orchestrator.store import Store
-    from orchestrator.store.answers import ClaimedRun, Claims, Delivery
+    from orchestrator.store.answers import ClaimedRun, Claims, Delivery, End
+    from orchestrator.store.failover import Epoch
     from orchestrator.store.pools import Control
 
 T = TypeVar("T")
@@ -99,7 +103,7 @@ class Supervisor:
         self._pool = options.pool
         self._started = clock.now()
         self._queues = self._read_queues()
-        self._relay = Relay(store, self._name)
+        self._relay = Relay(store, self._name, confirm=self._confirm)
         self._frames: dict[Job, protocol.Frames] = {}
         self._jobs: dict[str, Job] = {}
         self._to_hand_back: dict[str, Job] = {}
@@ -133,6 +137,11 @@ class Supervisor:
         self._runs_waiter = Waiter("orch-wait-runs", self._wait_for_runs, self._wake)
         self._control_waiter = Waiter("orch-wait-control", self._wait_for_control, self._wake)
         self._executor = make(options, self)
+        self._epoch = store.failover.check()
+        self._is_epoch_doubtful = False
+        home = (options.settings or load()).home
+        self._journal = Journal(home, store.namespace, self._name, self._epoch, self._say)
+        self._recollection = Recollection(store)
         self._metrics: WorkerMetrics | None = None
         self._redis_clock = clock.RemoteClock()
         timeout_s = options.settings.redis_timeout_s if options.settings else 0.0
@@ -151,6 +160,7 @@ class Supervisor:
             self._metrics = WorkerMetrics(self._pool, self._name, self._options.limit, self._options.metrics_port)
             self._say(f"Metrics at http://127.0.0.1:{self._metrics.port}/metrics")
         try:
+            self._remember(self._journal.start())
             self._begin()
             self._watchdog.start()
             while not self._is_over():
@@ -159,7 +169,11 @@ class Supervisor:
             self._watchdog.stop()
         finally:
             self._executor.close()
-        self._end()
+            self._recollection.stop()
+        try:
+            self._end()
+        finally:
+            self._journal.close()
         return 0
 
     def _join(self) -> None:
@@ -210,6 +224,8 @@ class Supervisor:
                 writable()
         self._take_control()
         self._run_timers()
+        if self._is_epoch_doubtful:
+            self._look_at_epoch()
         self._executor.flush()
         self._write()
         self._claim()
@@ -314,13 +330,17 @@ class Supervisor:
             self._say(f"Redis cannot be reached; runs go on, and so does this worker when it is back. {error}")
         if self._store.revive():
             self._say("The private Redis had died and was started again.")
+        self._is_epoch_doubtful = True
         self._away_until = clock.monotonic() + self._pause_s * random.uniform(0.75, 1.25)
         self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
 
     def _write(self) -> None:
         """Write what runs have said, if it is time, and deal with the answers. Then give runs back."""
         now = clock.monotonic()
-        if self._relay.deadline is not None and now >= self._relay.deadline:
+        is_due = self._relay.deadline is not None and now >= self._relay.deadline
+        if is_due and self._relay.is_cut_off:
+            self._look_at_epoch()
+        if is_due and not self._is_epoch_doubtful:
             for reply in self._relay.flush(now, self._next_claim):
                 self._take_reply(reply)
             if self._relay.claims is not None:
@@ -352,6 +372,72 @@ class Supervisor:
             del self._jobs[job.run.id]
             self._may_have_more = True
 
+    # -- another server
+
+    def _look_at_epoch(self) -> None:
+        """The connection was lost: if it is another server that answers now, first see to what it may have forgotten.
+
+        Raises DataGone.
+        """
+        self._is_epoch_doubtful = True
+        epoch = self._ask(self._store.failover.check)
+        if epoch is not None and (epoch.id == self._epoch.id or self._reassert(epoch)):
+            self._is_epoch_doubtful = False
+
+    def _has_another_epoch(self) -> bool:
+        """Whether a fail-over explains what the store has just said: then it is seen to at once."""
+        known = self._epoch.id
+        self._look_at_epoch()
+        return self._is_epoch_doubtful or self._epoch.id != known
+
+    def _reassert(self, epoch: Epoch) -> bool:
+        """Hold what is executed here, and then the journal, against a server of another epoch. Whether that could be done."""
+        held = [Held(*run) for run in self._relay.held()]
+        asked = clock.monotonic()
+        answers = self._ask(lambda: self._store.failover.reassert(self._name, (), held))
+        if answers is None:
+            return False
+        stopped = sum(self._take_asserted(run, asserted, asked) for run, asserted in zip(held, answers[1], strict=True))
+        kept = f"{_runs(len(held) - stopped)} of this worker go on" + (f", {stopped} stopped" if stopped else "")
+        self._say(f"Redis is another server than before ({epoch.how}); epoch {epoch.number} begins: {kept}.")
+        entries = self._journal.recent()
+        self._journal.move(epoch)
+        self._epoch = epoch
+        self._remember(entries)
+        return True
+
+    def _take_asserted(self, run: Held, asserted: Asserted, asked: float) -> bool:
+        """Go on with a run that is ours, stop one that is not: nobody could be told how it ends. Whether it was stopped."""
+        job = self._relay.child_of(run.run)
+        if not isinstance(job, Job) or asserted.answer == "other":
+            return False  # `renew` sees to it
+        is_root = run.run == job.run.id
+        if asserted.answer in ("ok", "restored"):
+            if is_root:
+                job.trusted_until = asked + self._trust_s
+                self._executor.trust([job])
+        elif not is_root:
+            self._relay.forget(run.run)
+        elif not job.has_reported_end:
+            self._lose(job, asserted.answer)
+            return True
+        return False
+
+    def _remember(self, entries: Sequence[Entry]) -> None:
+        """Hold ends that were accepted in other epochs against this one."""
+        self._recollection.begin([entry for entry in entries if entry.epoch != self._epoch.id])
+
+    def _confirm(self, ends: Sequence[End], answers: Sequence[str]) -> Sequence[str]:
+        """Write down what was accepted. An end that is superseded because the claim was lost in a fail-over is told again."""
+        self._journal.note([accepted(end) for end, answer in zip(ends, answers, strict=True) if answer in ("ok", "again")])
+        superseded = [end for end, answer in zip(ends, answers, strict=True) if answer == "superseded"]
+        if not superseded or self._store.failover.check().id == self._epoch.id:
+            return answers
+        self._is_epoch_doubtful = True
+        told = self._store.failover.reassert(self._name, [accepted(end) for end in superseded], accepted=False)[0]
+        better = {end.run for end, asserted in zip(superseded, told, strict=True) if asserted.answer in ("ok", "restored")}
+        return ["ok" if end.run in better else answer for end, answer in zip(ends, answers, strict=True)]
+
     # -- claiming
 
     def _wants_claim(self) -> bool:
@@ -375,12 +461,15 @@ class Supervisor:
         self._delivered = []
         self._may_have_more = claims.more or len(claims.claimed) >= self._asked_for
         for run in claims.claimed:
+            job = self._jobs.get(run.id)
+            if job is not None and job.run.attempt == run.attempt and not job.is_lost and not job.is_given_up:
+                continue  # a fail-over had forgotten that we have it, and it came back to us
             self._begin_run(run, asked)
 
     def _claim(self) -> None:
         """Fill the free slots. Only when the queues have been found empty does a blocked read wait for more."""
         self._take_deliveries()
-        while self._wants_claim():
+        while self._wants_claim() and not self._is_epoch_doubtful:
             request = self._next_claim(())
             if request is None:
                 break
@@ -515,10 +604,12 @@ class Supervisor:
         leases = self._relay.leases()
         if not leases:
             return
-        answers = self._ask(lambda: self._store.runs.renew(leases))
+        answers = self._ask(lambda: self._store.runs.renew(leases, worker=self._name))
         if answers is None:
             self._timers[self._renew] = now  # as soon as Redis is asked anything again
             return
+        if "lost" in answers and self._has_another_epoch():
+            return  # what was lost is taken again first, if it can be
         renewed = []
         for (run, _), answer in zip(leases, answers, strict=True):
             job = self._relay.child_of(run)
@@ -625,6 +716,7 @@ class Supervisor:
         if self._stand_in in self._timers and self._redis_clock.is_off(answer.now_ms, self._store.settings.renew):
             self._lapse()
         self._redis_clock.showed(answer.now_ms)
+        self._is_epoch_doubtful |= answer.epoch != self._epoch.number
         self._redis_ahead_ms = answer.now_ms - clock.now_ms()
         self._workers = max(1, answer.workers)
         if answer.scheduler_alive or self._options.burst:
@@ -664,11 +756,21 @@ class Supervisor:
                 self._timers[self._stand_in] = min(self._timers[self._stand_in], now + max(0.0, wait_s))
                 self._duties -= wait_s <= self._workers  # the same duty again when that run is due
         elif turn == 0:
+            self._tend()
             self._lapse()
         elif turn == 2:
             self._ask(lambda: runs.redeliver(self._pool, self._queues))
         else:
             self._ask(runs.wake)
+
+    def _tend(self) -> None:
+        """See whether the server is another, and mend the namespace if it falls to us."""
+        epoch = self._ask(partial(self._store.failover.check, mend=True))
+        if epoch is None:
+            return
+        self._is_epoch_doubtful |= epoch.id != self._epoch.id
+        if epoch.mends:
+            self._recollection.mend(epoch)
 
     def _lapse(self) -> None:
         lapsed = self._ask(lambda: self._store.runs.lapse(expected_ms=self._redis_clock.expected_ms()))

@@ -5,7 +5,7 @@
 --      name     str     who
 --      fields   packed  what it says of itself, a flat list
 --      alive_ms int     silent so long means gone
--- RETURN {living schedulers, living workers, now in ms}
+-- RETURN {living schedulers, living workers, now in ms, the namespace's epoch or 0}
 
 local key = prefix .. (kind == 'workers' and 'worker:' or 'scheduler:') .. name
 write('HSET', key, 'heartbeat', now, unpack(fields))
@@ -20,4 +20,4 @@ local function living(of)
   return redis.call('ZCOUNT', prefix .. of, now - alive_ms, '+inf') + (is_new and 1 or 0)
 end
 
-return {living('schedulers'), living('workers'), now}
+return {living('schedulers'), living('workers'), now, tonumber(redis.call('HGET', prefix .. 'epoch', 'number') or 0)}
