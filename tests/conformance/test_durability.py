@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from bench.servers import SentinelServers
+from bench.servers import Node, SentinelServers
 from orchestrator.exceptions import NotReplicated, StoreUnavailable
-from orchestrator.keys import new_id
+from orchestrator.keys import new_id, shorten
 from orchestrator.models import NewRun
 from orchestrator.settings import Settings
 from orchestrator.states import State, StateType
@@ -30,7 +30,7 @@ def _open(settings: Settings, durability: str = "replicated") -> Store:
     return open_store(settings)
 
 
-def _replicas(servers: SentinelServers) -> list[object]:
+def _replicas(servers: SentinelServers) -> list[Node]:
     return [server for server in servers.servers if server is not servers.primary()]
 
 
@@ -46,12 +46,10 @@ def test_a_write_that_no_replica_confirms_is_an_error_that_says_it_stands_and_ma
     with _open(settings_for(servers.url)) as store:
         new = NewRun("f", id=new_id(), pool="p", idempotency_key="once")
         store.runs.create([NewRun("f", pool="p")])
-        replicas = [server for server in servers.servers if server is not servers.primary()]
+        replicas = _replicas(servers)
         for replica in replicas:
             replica.pause()
-        with pytest.raises(
-            NotReplicated, match="stands on the primary at .*no replica has confirmed it within 1000 ms"
-        ) as caught:
+        with pytest.raises(NotReplicated, match=r"stands on the primary at .*no replica has confirmed it within") as caught:
             store.runs.create([new])
         assert isinstance(caught.value, StoreUnavailable)
         assert "idempotency key or id" in (caught.value.hint or "")
@@ -62,7 +60,7 @@ def test_a_write_that_no_replica_confirms_is_an_error_that_says_it_stands_and_ma
             replica.resume()
         assert [created.answer for created in store.runs.create([new])] == ["existing"]
         for replica in replicas:
-            assert replica.ask("EXISTS", store.keys.run(_short(new.id))) == 1
+            assert replica.ask("EXISTS", store.keys.run(shorten(new.id))) == 1
         assert not check(store)
 
 
@@ -72,7 +70,7 @@ def test_an_end_is_only_confirmed_when_a_replica_has_it_and_goes_on_being_asked_
     with _open(settings_for(servers.url)) as store:
         first, second = (created.id for created in store.runs.create([NewRun("f", pool="p"), NewRun("f", pool="p")]))
         assert len(store.runs.claim("w", "p", ["default"], 2).claimed) == 2
-        replicas = [server for server in servers.servers if server is not servers.primary()]
+        replicas = _replicas(servers)
         for replica in replicas:
             replica.pause()
         turned = store.runs.exchange(Turn(starts=[Start(second, 1, "Running")], ends=[End(first, 1, COMPLETED)]))
@@ -108,9 +106,3 @@ def test_by_default_nothing_waits(servers: SentinelServers, settings_for: MakeSe
         store.runs.claim("w", "p", ["default"], 1)
         store.runs.finish([End(run, 1, COMPLETED)])
         assert "cmdstat_wait" not in servers.primary().ask("INFO", "commandstats")
-
-
-def _short(run: str) -> str:
-    from orchestrator.keys import shorten
-
-    return shorten(run)

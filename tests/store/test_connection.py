@@ -55,13 +55,8 @@ def _check(server: RedisServer, **options: Any) -> connection.ServerInfo:
 
 def test_a_well_set_up_server_passes_without_a_warning(server: RedisServer) -> None:
     info = _check(server)
-    assert (info.product, info.eviction_policy, info.persistence, info.warnings) == (
-        "Valkey",
-        "noeviction",
-        "AOF, fsync everysec",
-        (),
-    )
-    assert info.version.startswith("9.")
+    assert (info.eviction_policy, info.persistence, info.warnings) == ("noeviction", "AOF, fsync everysec", ())
+    assert (info.product, int(info.version.split(".")[0])) in (("Valkey", 9), ("Redis", 7), ("Redis", 8))
     assert info.used_bytes > 0
 
 
