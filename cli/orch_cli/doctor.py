@@ -125,7 +125,9 @@ def _releases(store: Store) -> Iterator[Finding]:
     for process in processes.living(store):
         by_version.setdefault(process.version, []).append(str(process))
     if len(by_version) == 1:
-        yield Finding("releases", "ok", f"{' and '.join(_counted(by_version[__version__]))}: all of {__version__}")
+        count = len(by_version[__version__]) - 1
+        others = f", and so {'is' if count == 1 else 'are'} {plural(count, 'process')}" if count else "; no process is alive"
+        yield Finding("releases", "ok", f"this command is of {__version__}{others}")
         return
     mix = "; ".join(f"{version or 'unknown'}: {', '.join(_shown(who))}" for version, who in sorted(by_version.items()))
     if _may_mix(list(by_version)):
@@ -134,12 +136,6 @@ def _releases(store: Store) -> Iterator[Finding]:
     else:
         hint = "Only a release and the one before it may run side by side. Restart the oldest ones with a newer release now."
         yield Finding("releases", "problem", f"Releases run side by side that do not know each other. {mix}", hint)
-
-
-def _counted(processes: Sequence[str]) -> Iterator[str]:
-    yield "this command"
-    if len(processes) > 1:
-        yield plural(len(processes) - 1, "process")
 
 
 def _shown(names: Sequence[str]) -> list[str]:

@@ -101,14 +101,16 @@ def held_view(view: View[T]) -> View[Held[T]]:
     )
 
 
-def _holder_lines(found: Held[T]) -> Lines:
-    lines = [(holder.run, holder.name, _what(holder), holder.since, _until(holder)) for holder in found.holders]
+def _holder_lines(found: Held[T]) -> Lines | None:
+    lines: list[tuple[object, ...]] = [
+        (holder.run, holder.name, _what(holder), holder.since, _until(holder)) for holder in found.holders
+    ]
     left = 0 if found.gate.decay else found.gate.used - sum(holder.slots for holder in found.holders)
     return _lines(lines, plural(left, "slot") if left > 0 else "")
 
 
-def _waiter_lines(found: Held[T]) -> Lines:
-    lines = [(waiter.run, waiter.name, _what(waiter), waiter.since) for waiter in found.waiters]
+def _waiter_lines(found: Held[T]) -> Lines | None:
+    lines: list[tuple[object, ...]] = [(waiter.run, waiter.name, _what(waiter), waiter.since) for waiter in found.waiters]
     left = found.gate.waiting - len(found.waiters)
     return _lines(lines, str(left) if left > 0 else "")
 
@@ -123,5 +125,6 @@ def _until(holder: Holder) -> str:
     return f"{'reserved until' if holder.reserved else 'lease ends'} {relative(holder.expires)}"
 
 
-def _lines(lines: list[tuple[str, str, str, datetime, str]] | list[tuple[str, str, str, datetime]], left: str) -> Lines:
-    return Lines((*lines, (f"and {left} more",)) if left else tuple(lines))
+def _lines(lines: list[tuple[object, ...]], left: str) -> Lines | None:
+    all_lines = (*lines, (f"and {left} more",)) if left else tuple(lines)
+    return Lines(all_lines) if all_lines else None
