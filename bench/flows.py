@@ -23,6 +23,13 @@ def marked(marks: str) -> None:
 
 
 @flow
+def held(marks: str, milliseconds: int) -> None:
+    mark(marks)
+    time.sleep(milliseconds / 1000)
+    mark(marks)
+
+
+@flow
 def sequential(count: int, report: str) -> None:
     nothing(0)
     start = time.perf_counter()

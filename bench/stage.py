@@ -62,6 +62,15 @@ class Stage:
             yield worker
 
     @contextlib.contextmanager
+    def workers(self, count: int, limit: int) -> Iterator[None]:
+        """Several of them, from when all poll."""
+        with contextlib.ExitStack() as stack:
+            for _ in range(count):
+                stack.enter_context(self.command("worker", "start", "--pool", POOL, "--limit", str(limit)))
+            wait_until(lambda: self.store.pools.get(POOL).workers == count, seconds=60)
+            yield
+
+    @contextlib.contextmanager
     def scheduler(self) -> Iterator[subprocess.Popen[bytes]]:
         """A scheduler, from when it lives."""
         with self.command("scheduler", "start") as scheduler:

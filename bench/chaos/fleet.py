@@ -141,8 +141,8 @@ class Fleet:
         return [pid for pid in self.seen if self.owns(pid)]
 
     def owns(self, pid: int) -> bool:
-        """The process lives, and it was started for this trial: numbers are given out again."""
-        return _is_marked(pid, self.home)
+        """The process lives, and it was started for this trial: numbers are given out again. Not the one that asks."""
+        return pid != os.getpid() and _is_marked(pid, self.home)
 
     def _spawn(self, command: Sequence[str], variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
         with (self.home / "log").open("ab") as log:

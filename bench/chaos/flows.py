@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bench.chaos.ledger import Effect, Kill, write_effect, write_kill
 from orchestrator import clock, flow
+from orchestrator.concurrency.sync import concurrency
 from orchestrator.context import FlowRunContext
 from orchestrator.runtime import deployment, flow_run
 
@@ -23,6 +24,15 @@ def work(ledger: str, milliseconds: int) -> None:
     """Sleep between the two entries."""
     with told(ledger):
         time.sleep(milliseconds / 1000)
+
+
+@flow
+def work_under(ledger: str, milliseconds: int, limit: str) -> None:
+    """As ``work``, holding a slot of a global limit meanwhile: ``take`` and ``give`` stand in the ledger."""
+    with told(ledger) as tell, concurrency(limit):
+        tell(f"take {limit}")
+        time.sleep(milliseconds / 1000)
+        tell(f"give {limit}")
 
 
 @flow

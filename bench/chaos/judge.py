@@ -118,7 +118,7 @@ def _is_double(stored: Run, mine: Sequence[Effect], harmed: Mapping[int, float],
 
 
 def _judge_restarts(verdict: Verdict, mine: Sequence[Effect], harmed: Mapping[int, float], may_restart: bool) -> list[float]:
-    """Judge each start after the first; seconds from each harm to the start that made up for it."""
+    """Judge each start after the first; seconds from the first harm to the start that made up for it."""
     recoveries = []
     for earlier, later in pairwise(effect for effect in mine if effect.phase == "start"):
         verdict.restarted += 1
@@ -127,7 +127,8 @@ def _judge_restarts(verdict: Verdict, mine: Sequence[Effect], harmed: Mapping[in
             verdict.problems.append(f"two attempts at once: run {later.run}, {_brief(mine)}")
         causes = [harmed[pid] for pid in earlier.processes if pid in harmed]
         if causes:
-            recoveries.append(later.at - min(causes))
+            # One that was hit before waits longer each time: crashes have a back-off.
+            recoveries += [later.at - min(causes)] if earlier.attempt == 1 else []
             continue
         verdict.unexplained += 1
         if not may_restart:

@@ -179,8 +179,12 @@ class World:
     def kill_one(self, kinds: Sequence[str] = ("supervisor", "template", "child", "group")) -> Kill | None:
         """SIGKILL one of the processes of a body that executes, if one does; a group is a supervisor with all below it."""
         kind = self.chance.choice(kinds)
+        # A body whose worker has just died may have written down init as its supervisor.
+        supervisors = {member.pid for member in self.fleet.workers}
         candidates = [
-            effect for effect in ledger.executing(self.ledger) if not self.fleet.killed.intersection(effect.processes)
+            effect
+            for effect in ledger.executing(self.ledger)
+            if effect.supervisor in supervisors and not self.fleet.killed.intersection(effect.processes)
         ]
         if not candidates:
             return None
