@@ -291,15 +291,18 @@ class Operations(RuleBasedStateMachine):
             assert self.view[run_id].state.name in (self.end_of(run, state), "Scheduled")
 
     @some("leased")
-    @rule(seconds=st.sampled_from([0, 16]))
-    def lapse(self, seconds: int) -> None:
+    @rule(seconds=st.sampled_from([0, 16]), is_off_by=st.sampled_from([None, None, 0, 60, -60]))
+    def lapse(self, seconds: int, is_off_by: int | None) -> None:
         self.frozen.advance(timedelta(seconds=seconds))
         leased = {run_id for run_id, run in self.view.items() if run.place == "leased"}
+        expected_ms = None if is_off_by is None else self.frozen.ms + 1000 * is_off_by
         with self.step() as step:
-            lapsed = self.store.runs.lapse()
-            step.may_crash = leased
+            lapsed = self.store.runs.lapse(expected_ms=expected_ms)
+            step.may_crash = set() if lapsed.is_braked else leased
         gone = {run_id for run_id in leased if self.view[run_id].place != "leased"}
         assert lapsed.requeued + lapsed.crashed + lapsed.cancelled == len(gone)
+        assert not (lapsed.is_braked and gone), "a lease counted as over although the clock had jumped"
+        assert lapsed.is_braked or not is_off_by
 
     @some("leased")
     @rule(who=anyone, is_old=is_old)
