@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.context import FlowRunContext
 from orchestrator.engine.protocol import Wanted
 from orchestrator.engine.slots import NoRoom, NotRecorded, Slots
-from orchestrator.exceptions import AcquireConcurrencySlotTimeoutError, MissingContextError
+from orchestrator.exceptions import AcquireConcurrencySlotTimeoutError, ConcurrencySlotAcquisitionError, MissingContextError
 from orchestrator.logging.loggers import get_run_logger
 
 _ANSWER_SECONDS = 5.0
@@ -91,10 +91,12 @@ class Request:
 
     def _not_held(self, problem: BaseException) -> None:
         self.__exit__()
+        if not isinstance(problem, NoRoom | NotRecorded):
+            raise problem
         if isinstance(problem, NoRoom) and self._timeout is not None and self._timeout <= 0:
             raise AcquireConcurrencySlotTimeoutError(str(problem), hint=problem.hint) from None
-        if self._strict or not isinstance(problem, NotRecorded):
-            raise problem
+        if isinstance(problem, NoRoom) or self._strict:
+            raise ConcurrencySlotAcquisitionError(str(problem), hint=problem.hint) from None
         _warn_once("", f"{problem} The code goes on without slots.")
 
     def _warn_of_missing(self) -> None:

@@ -77,6 +77,7 @@ class Link:
         self._log: deque[_LogLine] = deque()
         self._dropped: dict[str, int] = {}
         self._sending = threading.RLock()
+        self._reading = threading.Lock()
         self._noted = threading.Event()
         self._closing = threading.Event()
         self._flusher: threading.Thread | None = None
@@ -209,10 +210,9 @@ class Link:
         return answer
 
     def cancel_message(self, run: str) -> str | None:
-        """What the request to stop this run said; None if nobody asked for that."""
-        if self._reader is None and self.lost is None:
-            while select.select([self._socket], [], [], 0)[0] and self._read(0):
-                pass
+        """What the request to stop this run said; None if nobody asked for that. One that has arrived counts, read or not."""
+        while self._read(0):
+            pass
         return self._cancelled.get(run)
 
     # Below: how
@@ -288,19 +288,23 @@ class Link:
         if self.lost is not None:
             return False
         try:
-            if timeout is not None and not select.select([self._socket], [], [], timeout)[0]:
-                return False
-            received = self._socket.recv(_RECEIVE_BYTES)
-            frames = list(self._frames.feed(received))
+            is_there = bool(select.select([self._socket], [], [], timeout)[0])
+            # Who comes here while another thread reads gets what that one has read.
+            with self._reading:
+                return is_there and self._read_now()
         except (OSError, ValueError) as problem:
             self._lose(str(problem))
             return False
+
+    def _read_now(self) -> bool:
+        if not select.select([self._socket], [], [], 0)[0]:
+            return True  # another thread has read it
+        received = self._socket.recv(_RECEIVE_BYTES)
+        for frame in self._frames.feed(received):
+            self._take(frame)
         if not received:
             self._lose("it has closed the socket")
-            return False
-        for frame in frames:
-            self._take(frame)
-        return True
+        return bool(received)
 
     def _read_on(self) -> None:
         while self._read(None):
@@ -356,6 +360,7 @@ class Link:
         """In a forked child: leave the socket to the parent, whose frames this process would cut in two."""
         self.lost = "this process is a fork of the one that runs the flow"
         self._sending = threading.RLock()
+        self._arrived = threading.Condition()
         self._socket.close()
 
 

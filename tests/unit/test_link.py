@@ -226,6 +226,14 @@ def test_a_request_to_cancel_is_seen_without_a_thread(recording: Recording) -> N
     assert recording.link.cancel_message("r") == "now"
 
 
+def test_a_request_to_cancel_that_has_arrived_is_seen_at_once_by_who_listens_too(recording: Recording) -> None:
+    """SIGTERM follows the request. The thread that reads had not come to it yet, and a cancelled run ended Crashed."""
+    recording.link.listen()
+    for n in range(300):
+        recording.send("cancel", f"r{n}", "now")
+        assert recording.link.cancel_message(f"r{n}") == "now"
+
+
 def test_who_listens_is_told_at_once(recording: Recording, told: dict[str, list[Any]]) -> None:
     recording.link.listen()
     recording.send("cancel", "r", "now")
