@@ -205,7 +205,7 @@ def test_a_silent_worker_is_offline_and_after_long_forgotten_with_its_consumers(
 def test_the_consumers_of_a_silent_worker_are_dropped_long_before_it_is_forgotten(floor: Floor) -> None:
     # A worker that crashes every ten seconds used to leave 360 of them an hour.
     floor.store.pools.heartbeat(worker(floor))
-    floor.claim()
+    floor.ended()
     resumed = floor.store.keys.resumed("p")
     assert floor.store.pools.drop_consumers() == 0
     floor.wait(31)
