@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from orch_cli import connection, output
 from orchestrator import clock
-from orchestrator.exceptions import StoreUnavailable
+from orchestrator.exceptions import ObjectNotFound, StoreUnavailable
 from orchestrator.models import LogLine, Run, as_json
 from orchestrator.states import State, StateType
 
@@ -140,6 +140,10 @@ def _items(store: Store, run: str, over: threading.Event, after: str, since: dat
                     since = item.timestamp
                 yield item
             return
+        except ObjectNotFound:
+            # With everything else, perhaps: then DataGone is the better answer.
+            store.failover.check()
+            raise
         except StoreUnavailable:
             if over.is_set():
                 return

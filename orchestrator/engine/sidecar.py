@@ -21,7 +21,7 @@ from orchestrator import clock, settings
 from orchestrator.engine import protocol
 from orchestrator.engine.relay import Relay
 from orchestrator.engine.waiting import Waiter
-from orchestrator.exceptions import OrchError, StoreUnavailable
+from orchestrator.exceptions import DataGone, OrchError, StoreUnavailable
 from orchestrator.store import Store, open_store
 from orchestrator.store.pools import Control
 
@@ -127,7 +127,12 @@ class Sidecar:
         self._next_renewal = now + self._store.settings.renew / timedelta(seconds=1)
         leases = relay.leases()
         try:
+            self._store.failover.check()
             answers = self._store.runs.renew(leases)
+        except DataGone as problem:
+            self._send([protocol.UNFIT, f"{problem} {problem.hint or ''}".strip()])
+            self._drain()
+            sys.exit(1)
         except StoreUnavailable:
             self._store.revive()
             self._next_renewal = now + 1.0

@@ -20,7 +20,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from orchestrator import clock
-from orchestrator.exceptions import ConfigurationError, OrchError, StoreUnavailable, UnsuitableServer
+from orchestrator.exceptions import ConfigurationError, OrchError, StoreFull, StoreUnavailable, UnsuitableServer
 from orchestrator.keys import Keys
 from orchestrator.settings import Settings, did_you_mean, shown_url
 from orchestrator.store import cluster, sentinel
@@ -125,7 +125,7 @@ def explain(error: BaseException, address: str) -> OrchError | None:
             f"The user of Redis at {address} may not do this: {_text(error)}", hint="Give that user the right, or use another."
         )
     if isinstance(error, redis.exceptions.OutOfMemoryError):
-        return StoreUnavailable(
+        return StoreFull(
             f"Redis at {address} has reached its maxmemory and takes nothing new.",
             hint="Raise maxmemory on the server, or delete ended runs; see its memory with: orch doctor",
         )

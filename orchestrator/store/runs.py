@@ -34,6 +34,7 @@ from orchestrator.store.answers import (
 from orchestrator.store.client import Redis, is_of_another_type
 from orchestrator.store.failover import Submitted
 from orchestrator.store.records import Unreadable, moment_of, pack, pack_line, pack_task, read_line, read_run, read_task, unpack
+from orchestrator.store.room import Room
 from orchestrator.store.scripts import Scripts
 
 T = TypeVar("T")
@@ -73,6 +74,7 @@ class Runs:
         self._scripts = scripts
         self._keys = own_keys
         self._submitted = submitted
+        self.room = Room(scripts, client.address)
         self._lease_ms = round(lease / timedelta(milliseconds=1))
 
     # --- birth -------------------------------------------------------------------------------------------------------
@@ -83,8 +85,9 @@ class Runs:
         After a fail-over, the runs that this process created in the last minute are looked for first; what was lost is
         reported in the log and as ``run.lost``.
 
-        Raises PayloadTooLarge before anything is written, DataGone.
+        Raises PayloadTooLarge and StoreFull before anything is written, DataGone.
         """
+        self.room.demand()
         self._submitted.verify()
         items = [self._new_item(run) for run in runs]
         answers: list[Created] = []

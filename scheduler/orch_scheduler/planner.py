@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from itertools import islice
 
 from orchestrator import clock, names, schedules
+from orchestrator.exceptions import StoreFull
 from orchestrator.keys import make_id
 from orchestrator.models import Deployment, Schedule
 from orchestrator.store import Store
@@ -25,6 +26,7 @@ _BATCH = 100
 """Schedules a round, and runs a plan: a script's loops are bounded."""
 
 _COUNTED = 10_000
+_WHILE_FULL = timedelta(seconds=10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,12 @@ def run_once(store: Store) -> int:
     """Plan every schedule that wants it. How many runs were created."""
     now = store.now()
     created = 0
-    for deployment, schedule in store.deployments.due_for_planning(_BATCH):
+    wanted = store.deployments.due_for_planning(_BATCH)
+    if wanted and not _has_room(store):
+        for deployment, schedule in wanted:
+            store.deployments.postpone_planning(deployment, schedule, now + _WHILE_FULL)
+        return 0
+    for deployment, schedule in wanted:
         try:
             created += _plan_one(store, deployment, schedule, now)
         except Exception:
@@ -122,6 +129,15 @@ def run_once(store: Store) -> int:
             log.exception("Could not plan a schedule", extra={"deployment": deployment.slug, "schedule": schedule.slug})
             store.deployments.postpone_planning(deployment, schedule, now + timedelta(hours=1))
     return created
+
+
+def _has_room(store: Store) -> bool:
+    try:
+        store.runs.room.demand()
+    except StoreFull as error:
+        log.warning("No runs are planned: %s", error, extra={"action": "planning_paused"})
+        return False
+    return True
 
 
 def _plan_one(store: Store, deployment: Deployment, schedule: Schedule, now: datetime) -> int:

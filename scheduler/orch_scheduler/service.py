@@ -50,6 +50,8 @@ class Scheduler:
         redis_clock = RemoteClock()
         watchdog = Watchdog(store)
         duties = [
+            # First of all, and raises DataGone: an empty namespace looks like a healthy one.
+            Duty("data", store.settings.renew, store.failover.check),
             Duty("heartbeat", store.settings.renew, lambda: store.pools.scheduler_heartbeat(self.name)),
             Duty("planner", _SWEEP, lambda: planner.run_once(store)),
             Duty("stager", timedelta(0), self._stage),

@@ -23,6 +23,7 @@ from orchestrator.store.scripts import load_scripts
 SCRIPTS = sorted(load_scripts())
 AFTER_A_FAIL_OVER = {"epoch", "mended", "reassert", "missing"}
 EVERY_RUN = {"renew", "finish", "lapse", "hand_back", "set_state", "pause", "acquire", "release", "wake"}
+EVERY_RUN |= {"heartbeat", "release_due", "redeliver", "expire", "mark_late", "resume", "create_leased", "memory"}
 ROOM_MAKERS = {"cancel", "delete", "prune", "bury", "drop_letters"}
 
 

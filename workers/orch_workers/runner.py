@@ -29,7 +29,7 @@ from orchestrator._version import __version__
 from orchestrator.engine import processes, protocol
 from orchestrator.engine.relay import Relay, Reply
 from orchestrator.engine.waiting import Waiter
-from orchestrator.exceptions import ConfigurationError, ObjectNotFound, Refused, StoreUnavailable
+from orchestrator.exceptions import ConfigurationError, ObjectNotFound, Refused, StoreFull, StoreUnavailable
 from orchestrator.models import Deployment, LogLine, Worker
 from orchestrator.settings import child_environment, load
 from orchestrator.states import StateType
@@ -49,6 +49,8 @@ BLOCK = timedelta(seconds=5)
 QUEUES_S = 60.0
 TICK_S = 1.0
 IDLE_TICK_S = 5.0
+FULL_S = 1.0
+"""Seconds between claims while Redis takes nothing new."""
 LONGEST_TURN_S = 30.0
 """A loop that has not turned for two leases, or for so long, is stuck: the worker ends."""
 
@@ -117,6 +119,7 @@ class Supervisor:
         self._is_handed = False  # pending deliveries of a broken connection may wait for us
         self._control_after = "0"
         self._away_until: float | None = None
+        self._full_until: float | None = None
         self._pause_s = _FIRST_PAUSE_S
         self._stage = 0  # how often we were told to stop
         self._drain_until: float | None = None
@@ -202,6 +205,7 @@ class Supervisor:
         now = clock.monotonic()
         self._timers = {
             self._heartbeat: now,
+            self._watch_data: now,
             self._renew: now + self._renew_s,
             self._refresh_queues: now + QUEUES_S,
             self._tick: now + TICK_S,
@@ -266,6 +270,8 @@ class Supervisor:
             moments.append(self._away_until or now)
         if self._to_hand_back:
             moments.append(self._away_until or now)
+        if self._full_until is not None:
+            moments.append(max(self._full_until, now + 0.01))
         return max(0.0, min(moments) - now)
 
     def _run_timers(self) -> None:
@@ -316,6 +322,8 @@ class Supervisor:
             return None
         try:
             answer = call()
+        except StoreFull:
+            raise
         except StoreUnavailable as error:
             self._lost_touch(error)
             return None
@@ -440,15 +448,19 @@ class Supervisor:
 
     # -- claiming
 
+    @property
+    def _is_full(self) -> bool:
+        return self._full_until is not None and clock.monotonic() < self._full_until
+
     def _wants_claim(self) -> bool:
         free = self._options.limit - len(self._jobs)
         # What was delivered without a slot being free is claimed too: the script passes it on to other workers at once.
         wants = bool(self._delivered) or (free > 0 and self._may_have_more and not self._runs_waiter.is_armed)
-        return wants and not self._is_draining
+        return wants and not self._is_draining and not self._is_full
 
     def _next_claim(self, ending: Sequence[str]) -> ClaimRequest | None:
         """The claim that may follow these ends in the same round trip, their slots being free by then."""
-        if self._is_draining or (self._runs_waiter.is_armed and not self._delivered):
+        if self._is_draining or self._is_full or (self._runs_waiter.is_armed and not self._delivered):
             return None
         self._asked_for = self._options.limit - len(self._jobs) + sum(run in self._jobs for run in ending)
         if self._asked_for <= 0 and not self._delivered:
@@ -474,7 +486,16 @@ class Supervisor:
             if request is None:
                 break
             asked = clock.monotonic()
-            claims = self._ask(partial(self._store.runs.claim, *request[:-1], start=request.start))
+            try:
+                claims = self._ask(partial(self._store.runs.claim, *request[:-1], start=request.start))
+            except StoreFull as error:
+                if self._full_until is None:
+                    self._say(f"No runs are claimed until there is room; those that run go on. {error}")
+                self._full_until = clock.monotonic() + FULL_S
+                return
+            if self._full_until is not None and claims is not None:
+                self._full_until = None
+                self._say("Redis has room again.")
             if claims is None:
                 return
             self._take_claims(claims, asked)
@@ -703,6 +724,11 @@ class Supervisor:
             self._executor.kill(job)
 
     # -- what is done from time to time
+
+    def _watch_data(self) -> None:
+        """Stop where the namespace is gone that this worker has worked on: an empty one looks healthy. Raises DataGone."""
+        self._timers[self._watch_data] = clock.monotonic() + self._renew_s
+        self._look_at_epoch()
 
     def _heartbeat(self) -> None:
         now = clock.monotonic()

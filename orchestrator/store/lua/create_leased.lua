@@ -1,5 +1,6 @@
 -- Create a run that its caller is already executing: a flow called in a plain Python process, or a subflow.
 --
+-- FLAGS allow-oom
 -- USES core gates runs places
 -- ARGV id       str     the run
 --      fields   packed  its first fields, a flat list

@@ -1,5 +1,6 @@
 -- Cancel runs that waited past their time of expiry.
 --
+-- FLAGS allow-oom
 -- USES core gates runs places calls wake
 -- ARGV limit int  at most so many
 -- RETURN how many were cancelled

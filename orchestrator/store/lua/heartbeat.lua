@@ -1,5 +1,6 @@
 -- A worker or a scheduler says that it lives.
 --
+-- FLAGS allow-oom
 -- USES core
 -- ARGV kind     str     workers or schedulers
 --      name     str     who

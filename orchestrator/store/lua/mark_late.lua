@@ -1,5 +1,6 @@
 -- Mark runs Late that should have started a while ago and wait in a queue or behind a pause.
 --
+-- FLAGS allow-oom
 -- USES core gates runs places
 -- ARGV after_ms int  late means so long past due
 --      limit    int  at most so many

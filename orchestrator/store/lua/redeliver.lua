@@ -1,5 +1,6 @@
 -- Give messages that a dead reader was handed to somebody else: a new message each, the old one deleted.
 --
+-- FLAGS allow-oom
 -- USES core gates runs places calls wake
 -- ARGV streams packed  stream names below the prefix
 --      idle_ms int     handed out so long ago

@@ -3,6 +3,7 @@
 -- Runs that a schedule planned and whose time is long over wait for a planner, who knows what their schedule wants: there was an
 -- outage. They are looked at again after a minute.
 --
+-- FLAGS allow-oom
 -- USES core gates runs places calls wake collide
 -- ARGV limit      int  at most so many runs
 --      misfire_ms int  long over means so long

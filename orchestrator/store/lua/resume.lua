@@ -1,5 +1,6 @@
 -- Let paused runs go on: one that someone resumes, or (run = '') end those that waited too long.
 --
+-- FLAGS allow-oom
 -- USES core gates runs places
 -- ARGV run     str  the run, or '' for all whose time is over
 --      message str  why
