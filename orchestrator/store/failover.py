@@ -248,6 +248,17 @@ class Failover:
             _tell(run, attempt, worker, asserted, is_end=is_end)
         return of_ends, of_held
 
+    def unrecorded(self, deployment: str, runs: Sequence[str]) -> dict[str, bool]:
+        """Those of a deployment's runs that are not there; True where its index still knows the run: it was not deleted."""
+        pipeline = self._client.pipeline(transaction=False)
+        index = self._keys.index("deployment", shorten(deployment))
+        for run in runs:
+            pipeline.exists(self._keys.run(shorten(run)))
+            pipeline.zscore(index, shorten(run))
+        answers = pipeline.execute() if runs else []
+        found = zip(runs, answers[::2], answers[1::2], strict=True)
+        return {run: score is not None for run, exists, score in found if not exists}
+
     def missing(self, runs: Sequence[str], by: str) -> list[str]:
         """Which of these runs have no record; each is reported as lost, ``by`` naming who was given its id or held it."""
         lost: list[str] = []

@@ -17,6 +17,7 @@ from types import FrameType
 
 from orch_scheduler import planner, pruner, rescuer, stager
 from orch_scheduler.loop import Duty, Loop
+from orch_scheduler.mender import Mender
 from orch_scheduler.watchdog import Watchdog
 from orchestrator.clock import RemoteClock
 from orchestrator.keys import new_id
@@ -49,10 +50,12 @@ class Scheduler:
         self._signal = "$"
         redis_clock = RemoteClock()
         watchdog = Watchdog(store)
+        self._mender = Mender(store)
         duties = [
             # First of all, and raises DataGone: an empty namespace looks like a healthy one.
             Duty("data", store.settings.renew, store.failover.check),
             Duty("heartbeat", store.settings.renew, lambda: store.pools.scheduler_heartbeat(self.name)),
+            Duty("mender", _SWEEP, self._mender.run_once),
             Duty("planner", _SWEEP, lambda: planner.run_once(store)),
             Duty("stager", timedelta(0), self._stage),
             Duty("rescuer", _SWEEP, lambda: rescuer.run_once(store, redis_clock)),
@@ -75,6 +78,7 @@ class Scheduler:
         """Every duty once."""
         for duty in self._duties:
             duty.run_once()
+        self._mender.wait()
 
     def stop(self) -> None:
         """Finish the duty in hand and return from ``run``."""

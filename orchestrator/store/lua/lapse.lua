@@ -3,7 +3,8 @@
 --
 -- With a run, that one, whose child has died, under the fence. With `run` '', those whose lease is over, but none while leases
 -- may have run out through no fault of their workers, who get a lease's time to renew them:
---   * the server itself has been up for less than `grace_ms`: nobody could renew while it was away;
+--   * the server itself has been up for less than `grace_ms`, or a fail-over has put another in its place that nobody has noticed
+--     yet: nobody could renew while it was away;
 --   * the key `brake` stands: Redis's clock has jumped. A caller sees that, who knows from an earlier answer and from a clock
 --     that never jumps what it should show. Leases that a step back has made too long are cut to a lease from now.
 --
@@ -62,9 +63,13 @@ local function lapse(found)
   end
 end
 
+-- Or another than the namespace was last seen on: nobody has noticed the fail-over yet, which then sets the brake.
 local function server_is_young()
   if grace_ms == 0 then return false end
-  local uptime = string.match(redis.call('INFO', 'server'), 'uptime_in_seconds:(%d+)')
+  local info = redis.call('INFO', 'server')
+  local known, server = redis.call('HGET', prefix .. 'epoch', 'server'), string.match(info, 'run_id:(%w+)')
+  if present(known) and server and known ~= server then return true end
+  local uptime = string.match(info, 'uptime_in_seconds:(%d+)')
   return uptime ~= nil and tonumber(uptime) * 1000 < grace_ms
 end
 
