@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
@@ -9,7 +10,6 @@ import sys
 import tomllib
 from contextlib import redirect_stdout
 from dataclasses import fields
-from inspect import signature
 from io import StringIO
 from pathlib import Path
 from urllib.request import urlopen
@@ -24,6 +24,7 @@ from orchestrator.deployments import file as project_file
 from orchestrator.metrics import WorkerMetrics
 from orchestrator.settings import NAMES, Settings, about
 from orchestrator.states import STATE_TYPES, TERMINAL, TRANSITIONS
+from orchestrator.store import explain
 
 PAGES = pages()
 BLOCKS = [block for page in PAGES for block in blocks(page)]
@@ -129,6 +130,13 @@ def test_the_transitions_are_those_of_the_code() -> None:
     assert table == dict(TRANSITIONS)
 
 
+def test_the_reasons_why_a_run_is_not_running_are_those_of_the_code() -> None:
+    listed = [name for row in rows(DOCS / "runs-and-states.md", "reason", "the run") for name in re.findall(r"`(\w+)`", row[0])]
+    given = re.findall(r"Explanation\(\s*\"(\w+)\"", inspect.getsource(explain))
+    named = inspect.getdoc(explain.Explanation) or ""
+    assert sorted(listed) == sorted(set(given)) == sorted(re.findall(r"\w+", named.partition("Reasons:")[2]))
+
+
 def test_the_exit_codes_are_those_of_the_code() -> None:
     table = rows(DOCS / "command-line.md", "code", "meaning")
     expected = [line.split(maxsplit=1) for line in TOPICS["exit-codes"].splitlines()]
@@ -139,8 +147,8 @@ def test_the_exit_codes_are_those_of_the_code() -> None:
 def test_the_arguments_of_decorators_are_those_of_the_code(decorator: str, made: type) -> None:
     table = rows(DOCS / "flows-and-tasks.md", f"argument of `{decorator}`", "meaning")
     listed = {name for row in table for name in re.findall(r"`(\w+)`", row[0])}
-    assert listed <= set(signature(made).parameters)
-    assert set(signature(made).parameters) - listed - {"fn"} <= {"description", "version"}
+    assert listed <= set(inspect.signature(made).parameters)
+    assert set(inspect.signature(made).parameters) - listed - {"fn"} <= {"description", "version"}
 
 
 def test_every_key_of_a_deployment_and_a_schedule_is_one_that_is_read() -> None:
