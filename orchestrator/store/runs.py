@@ -94,7 +94,8 @@ class Runs:
         for start in range(0, len(items), 100):
             for answer, short, name in self._scripts.call("create", items=items[start : start + 100]):
                 answers.append(Created(lengthen(short), _text(answer), _text(name)))
-            self._submitted.add(created.id for created in answers[start:])
+        # Not batch by batch: who gets an error was given no ids, and tries all of them again.
+        self._submitted.add(created.id for created in answers)
         return answers
 
     def _new_item(self, run: NewRun) -> list[Any]:
