@@ -364,6 +364,8 @@ class Supervisor:
                 break
             del self._to_hand_back[job.run.id]
             self._release(job)
+            if clock.monotonic() >= self._timers[self._renew]:
+                break  # the other runs' leases come first
 
     def _take_reply(self, reply: Reply) -> None:
         job = reply.child
@@ -810,9 +812,10 @@ class Supervisor:
     def _refresh_queues(self) -> None:
         now = clock.monotonic()
         self._timers[self._refresh_queues] = now + QUEUES_S
-        queues = self._ask(self._read_queues)
-        if queues is not None:
-            self._queues = queues
+        # One round trip, for no lease is renewed meanwhile: all about the pool took nine, and with 2 s each the runs were lost.
+        queues = self._ask(lambda: self._store.pools.queue_names(self._pool))
+        if queues:
+            self._queues = [queue for queue in queues if not self._options.queues or queue in self._options.queues]
 
     def _tick(self) -> None:
         self._timers[self._tick] = clock.monotonic() + (TICK_S if self._jobs else IDLE_TICK_S)

@@ -23,15 +23,15 @@ def run(trial: Trial) -> Outcome:
     mild, harsh = ((1.5,), (5.0,)) if trial.quick else ((8.0, 8.0, 8.0), (20.0, 20.0, 20.0))
     server = Server(trial.home / "redis").start()
     with Proxy(server.host, server.port) as proxy, World(trial, server=server, lease=lease, url=proxy.url) as world:
-        world.staff(workers=2, schedulers=1)
+        world.staff(workers=2 if trial.quick else 3, schedulers=1)
         deployment = world.deploy("tick", name="ticking")
         long_ms = round(4000 * lease.total_seconds() / 3)
 
         def new(chance: Random) -> NewRun:
-            milliseconds = long_ms if chance.random() < 0.2 else chance.randint(50, 500)
+            milliseconds = long_ms if chance.random() < (0.2 if trial.quick else 0.05) else chance.randint(50, 500)
             return world.new_run(deployment=deployment, milliseconds=milliseconds)
 
-        submitter = world.submit(4.0, new)
+        submitter = world.submit(4.0 if trial.quick else 3.0, new)
         world.pass_time(1.0)
         for latency_s, seconds in slow:
             proxy.latency_s = latency_s
