@@ -14,7 +14,6 @@ from pathlib import Path
 
 from bench.chaos.ledger import Effect, Kill, write_effect, write_kill
 from orchestrator import clock, flow
-from orchestrator.concurrency.sync import concurrency
 from orchestrator.context import FlowRunContext
 from orchestrator.runtime import deployment, flow_run
 
@@ -29,6 +28,8 @@ def work(ledger: str, milliseconds: int) -> None:
 @flow
 def work_under(ledger: str, milliseconds: int, limit: str) -> None:
     """As ``work``, holding a slot of a global limit meanwhile: ``take`` and ``give`` stand in the ledger."""
+    from orchestrator.concurrency.sync import concurrency  # the release before this one has none, and loads this file too
+
     with told(ledger) as tell, concurrency(limit):
         tell(f"take {limit}")
         time.sleep(milliseconds / 1000)
