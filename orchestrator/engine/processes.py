@@ -9,7 +9,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+import time
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from orchestrator import clock
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_TIMER_ABSTIME = 1
 
 _CGROUP = Path("/proc/self/cgroup")
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -50,6 +51,31 @@ def adopt_orphans() -> None:
     """Become the parent of every descendant whose own parent dies, so that none is left behind unseen (Linux only)."""
     if sys.platform == "linux":
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+class LastMoment:
+    """Has the kernel kill this process at a moment, even if it is stopped then and cannot do anything itself (Linux only)."""
+
+    def __init__(self) -> None:
+        self._timer: Any = None
+        self._moment: float | None = None
+
+    def set(self, moment: float | None) -> None:
+        """SIGKILL at ``moment``, monotonic seconds, and at no earlier one; None = never."""
+        if moment == self._moment or sys.platform != "linux":
+            return
+        import ctypes
+
+        if self._timer is None:
+            self._timer = ctypes.c_void_p()
+            event = (ctypes.c_int * 16)(0, 0, signal.SIGKILL, 0)  # struct sigevent: value, signo, SIGEV_SIGNAL
+            if _libc().timer_create(time.CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(self._timer)):
+                raise OSError("timer_create failed")
+        seconds, rest = divmod(moment or 0.0, 1)
+        when = (ctypes.c_long * 4)(0, 0, int(seconds), int(rest * 1e9))  # struct itimerspec: no interval, then the moment
+        if _libc().timer_settime(self._timer, _TIMER_ABSTIME, ctypes.byref(when), None):
+            raise OSError("timer_settime failed")
+        self._moment = moment
 
 
 def signal_group(leader: int, number: int) -> bool:
@@ -193,13 +219,20 @@ def _prctl(option: int, value: int) -> None:
 
 
 @lru_cache(maxsize=1)
-def _libc_prctl() -> Callable[..., int]:
+def _libc_prctl() -> Any:
     """Looked up once in a template and not again in each child: that alone would copy some 60 of its pages."""
     import ctypes
 
-    function = ctypes.CDLL(None).prctl
+    function = _libc().prctl
     function.argtypes = (ctypes.c_int, *(ctypes.c_ulong,) * 4)
     return function
+
+
+@lru_cache(maxsize=1)
+def _libc() -> Any:
+    import ctypes
+
+    return ctypes.CDLL(None)
 
 
 def _exit_after(parent: int) -> None:  # pragma: no cover - only where there is no prctl

@@ -8,7 +8,7 @@ and speaks msgpack arrays with it:
 
     supervisor -> template  ["load", {entrypoint, path, pull, env, mode}]  first; mode: fork, spawn
                             ["fork", token] with three descriptors      frames socket, stdout, stderr of the new child
-                            ["trust", [[pid, until], ...]]              kill that child at ``until`` (monotonic seconds), or not
+                            ["trust", [[pid, until], ...], margin_s]    kill that child at ``until`` (monotonic seconds), or not
                             ["reap", pid]                               its end is dealt with, its number may be used again
     template -> supervisor  ["loaded", [[file, mtime_ns, size], ...]]   the project's files that a child would not read again
                             ["failed", message, traceback]              the module does not load
@@ -24,7 +24,8 @@ are killed by the kernel when their template dies. Each child adopts what its de
 away from it while it runs; when it ends, the template adopts all of that, and kills it before it says "exit".
 
 The template, which waits for nothing but its sockets, also keeps the promise about leases: a child whose ``until`` passes
-without a new one is killed, even while the supervisor hangs or is stopped.
+without a new one is killed, even while the supervisor hangs or is stopped. Should the template be stopped too, the kernel kills
+it ``margin_s`` after that moment, and with it its children.
 """
 
 from __future__ import annotations
@@ -97,6 +98,8 @@ class Template:
         self._children: dict[int, float | None] = {}  # pid -> trusted until, monotonic
         self._ended: set[int] = set()  # reported, not reaped
         self._untrusted: set[int] = set()
+        self._margin_s = 0.0
+        self._last_moment = processes.LastMoment()
         self._out_of_memory = processes.OutOfMemory()
         self._helpers: set[int] = set()  # processes that the flow's module started when it was imported
         self._wakeup, self._wakeup_writer = os.pipe()
@@ -201,6 +204,7 @@ class Template:
                 self._untrusted.add(pid)
                 self._children[pid] = None
                 processes.signal_group(pid, signal.SIGKILL)
+        self._set_last_moment()
 
     def _report_ended(self) -> None:
         ended = []
@@ -217,6 +221,11 @@ class Template:
             self._children[pid] = None
             status = end.si_status << 8 if end.si_code == os.CLD_EXITED else end.si_status
             self._send(["exit", pid, status, self._reason(pid, status)])
+        self._set_last_moment()
+
+    def _set_last_moment(self) -> None:
+        moments = [until for until in self._children.values() if until is not None]
+        self._last_moment.set(min(moments) + self._margin_s if moments else None)
 
     def _strangers(self) -> list[int]:
         """Processes that this one has adopted. A run keeps what it starts, however deep, so theirs have ended."""
@@ -256,6 +265,8 @@ class Template:
                 for pid, until in values[0]:
                     if pid in self._children and pid not in self._ended:
                         self._children[pid] = until
+                self._margin_s = values[1]
+                self._set_last_moment()
                 self._out_of_memory.look()
             elif kind == "reap":
                 self._reap(values[0])

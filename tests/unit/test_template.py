@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -170,9 +171,38 @@ def test_a_child_stays_a_zombie_until_its_supervisor_has_dealt_with_it(waiting: 
 def test_a_child_whose_time_is_up_is_killed_without_being_told_again(waiting: Supervisor) -> None:
     waiting.receive()
     pid, frames = waiting.fork()
-    waiting.send("trust", [[pid, time.monotonic() + 0.05]])
+    waiting.send("trust", [[pid, time.monotonic() + 0.05]], 60.0)
     assert waiting.receive() == ["exit", pid, signal.SIGKILL, UNTRUSTED]
     frames.close()
+
+
+def test_a_stopped_template_dies_with_its_children_when_their_time_is_up(waiting: Supervisor) -> None:
+    """Stopped with its supervisor, it let a run go on after SIGCONT that had been started again elsewhere."""
+    waiting.receive()
+    pid, frames = waiting.fork()
+    os.kill(pid, signal.SIGSTOP)
+    end = os.pidfd_open(pid)
+    waiting.send("trust", [[pid, time.monotonic() + 3600]], 1.0)
+    waiting.send("trust", [[pid, time.monotonic() + 0.5]], 0.1)
+    _, other = waiting.fork()  # answered after both
+    waiting.process.send_signal(signal.SIGSTOP)
+    assert waiting.process.wait(timeout=30) == -signal.SIGKILL
+    assert select.select([end], [], [], 30)[0], "the child's end"
+    for thing in (frames, other):
+        thing.close()
+    os.close(end)
+
+
+def test_a_template_whose_children_have_ended_lives_on(waiting: Supervisor) -> None:
+    waiting.receive()
+    pid, frames = waiting.fork()
+    waiting.send("trust", [[pid, time.monotonic() + 0.2]], 0.2)
+    assert waiting.receive() == ["exit", pid, signal.SIGKILL, UNTRUSTED]
+    second, other = waiting.fork()
+    waiting.send("trust", [[second, time.monotonic() + 0.4]], 0.4)
+    assert waiting.receive() == ["exit", second, signal.SIGKILL, UNTRUSTED], "the first moment is over, and it is there"
+    for thing in (frames, other):
+        thing.close()
 
 
 @pytest.fixture

@@ -302,12 +302,23 @@ class ProcessExecutor:
 
     def _report_template_end(self, template: _Template, status: int) -> None:
         how = processes.describe_status(status)
+        now = clock.monotonic()
+        # The kernel has killed it for being stopped while its runs' leases ran out.
+        is_late = any(
+            child.job is not None and child.ended_at is None and child.job.trusted_until <= now for child in template.busy
+        )
         if self._templates.get(template.deployment.id) is template:
             del self._templates[template.deployment.id]
             if not self._is_closing:
                 self._host.say(f"The template process of '{template.deployment.slug}' was lost: {how}.")
         for child in list(template.busy):
-            child.orphaned_by = f"its template process was {how}" if how.startswith("killed") else f"its template process {how}"
+            child.orphaned_by = (
+                UNTRUSTED
+                if is_late
+                else f"its template process was {how}"
+                if how.startswith("killed")
+                else f"its template process {how}"
+            )
             if child.pid and sys.platform == "linux":
                 self._orphans[child.pid] = child
             else:
@@ -517,7 +528,7 @@ class _Template:
         if not self.is_connected or not (self._requested or self.trust or self.gathered):
             return True
         if self.trust:
-            self.gathered.append(["trust", list(self.trust.items())])
+            self.gathered.append(["trust", list(self.trust.items()), self._margin_s()])
             self.trust = {}
         data = b"".join(map(msgpack.packb, self.gathered))
         self.gathered.clear()
@@ -538,6 +549,10 @@ class _Template:
             return False
         except ConnectionError:
             return True  # it died; SIGCHLD tells
+
+    def _margin_s(self) -> float:
+        """Half of what lies between the moment at which runs are not trusted any more and the end of their leases."""
+        return min((child.job.lease_ms for child in self.busy if child.job is not None), default=0) / 15_000
 
     def receive(self) -> list[list[Any]]:
         """Every message that has arrived."""
