@@ -10,6 +10,8 @@ DEMO_HOME ?= $(CURDIR)/build/demo
 # Two tests at a time on a small machine, at most eight on a large one.
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -gt 8 ] && echo 8 || echo $$n)
 PYTEST := $(BIN)/pytest
+# Every kind of server that the store's tests also run on in full: Debian's Redis, TLS and passwords, Sentinel, Cluster.
+SERVERS ?= redis tls sentinel sentinel-tls cluster cluster-tls
 # Tests that share something dear to make (a built wheel) run in one process.
 PARALLEL := -n $(JOBS) --dist loadgroup
 
@@ -38,6 +40,8 @@ test: $(INSTALLED) ## all tests that need pip alone
 
 test-full: $(INSTALLED) ## all tests in full size, with what Debian packages allow; REQUIRE_ALL=1 fails if any could not run
 	@REQUIRE_ALL=$(REQUIRE_ALL) $(PYTEST) $(PARALLEL) -m '' tests
+	@for server in $(SERVERS); do echo "The store on: $$server"; \
+		REQUIRE_ALL=$(REQUIRE_ALL) $(PYTEST) $(PARALLEL) --server=$$server tests/store || exit 1; done
 
 check: $(INSTALLED) ## format, lint, types and the fast tests
 	@$(BIN)/ruff format --check .

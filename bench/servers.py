@@ -114,11 +114,11 @@ class Node:
         text = "".join(f"{name} {value}\n" for name, value in settings.items())
         (self.folder / "conf").write_text(text + "".join(f"{line}\n" for line in lines))
 
-    def start(self) -> None:
-        """Start it, or start it again on the same data. Does not wait."""
+    def start(self, *more: str) -> None:
+        """Start it, or start it again on the same data, with ``more`` on its command line. Does not wait."""
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [str(self.binary), str(self.folder / "conf"), *self.arguments],
+                [str(self.binary), str(self.folder / "conf"), *self.arguments, *more],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -336,7 +336,8 @@ class SentinelServers(_Fleet):
 
         def found() -> Node | None:
             now = self.primary()
-            return now if now is not old and now.ask("ROLE")[:1] == [b"master"] else None
+            # A write, and not a look at its role: it takes none before a replica follows it, see min-replicas-to-write.
+            return now if now is not old and now.ask("SET", "orch-probe", "", "PX", 1000) else None
 
         return self._wait(found, "another primary", seconds) or old
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import redis
 from redis.client import Pipeline
-from redis.exceptions import MovedError
+from redis.exceptions import AskError, MovedError
 
 from orchestrator.exceptions import StoreUnavailable
 from orchestrator.store.connection import explain, is_transient
@@ -90,10 +90,17 @@ def _translated(address: str) -> Iterator[None]:
     except redis.RedisError as error:
         if is_transient(error):
             raise StoreUnavailable(
-                f"Redis at {address} does not answer: {' '.join(str(error).split())}",
+                f"Redis at {address} does not answer: {_words(error)}",
                 hint="Start it, or set ORCH_REDIS_URL to one that runs.",
             ) from error
         problem = explain(error, address)
         if problem is None:
             raise
         raise problem from error
+
+
+def _words(error: redis.RedisError) -> str:
+    """What went wrong, on one line. Of ASK, redis-py leaves no more than two numbers."""
+    if isinstance(error, AskError):
+        return f"its slot {error.slot_id} is being moved to {error.host}:{error.port}"
+    return " ".join(str(error).split())

@@ -15,7 +15,7 @@ from orchestrator.exceptions import StoreUnavailable
 log = logging.getLogger(__name__)
 
 _JITTER = 0.25
-_LONGEST_PAUSE_S = 5.0
+_LONGEST_PAUSE_S = 2.0
 
 
 @dataclass

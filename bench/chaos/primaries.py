@@ -1,0 +1,203 @@
+"""What F8 and F9 share: load on servers that stand in for each other, while these are harmed, and what was lost of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from random import Random
+from typing import Any
+
+from bench.chaos.submitter import Submitter
+from bench.chaos.trial import Outcome, Trial
+from bench.chaos.world import World, spread
+from bench.servers import ClusterServers, SentinelServers
+from orchestrator import clock
+from orchestrator.exceptions import OrchError
+from orchestrator.models import NewRun
+
+WITHIN_S = 5.0
+"""How long after a fail-over submitters and every worker are at work again."""
+
+_EXECUTED_PER_S = 20.0
+_QUICK_EXECUTED_PER_S = 8.0
+_KEPT_PER_S = 180.0
+_QUICK_KEPT_PER_S = 60.0
+_LAG_S = 1.0
+"""What was acknowledged longer than this before a primary died has reached a replica."""
+
+Servers = SentinelServers | ClusterServers
+
+
+@dataclass
+class Harm:
+    """One thing done to the servers: what, when, and since when another server does the work."""
+
+    what: str
+    began: float
+    over: float
+
+
+@dataclass
+class Findings:
+    """What one durability's part has shown."""
+
+    durability: str
+    harms: list[Harm] = field(default_factory=list)
+    submitted: int = 0
+    lost: int = 0
+    reported: int = 0
+    twice: int = 0
+    restarted: int = 0
+    again_s: list[float] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+class _AsOneServer:
+    """Several servers as a world sees its server."""
+
+    def __init__(self, servers: Servers) -> None:
+        self._servers = servers
+        self._runs = False
+
+    @property
+    def url(self) -> str:
+        return self._servers.url
+
+    def answers(self) -> bool:
+        return self._runs
+
+    def start(self) -> None:
+        self._servers.start()
+        self._runs = True
+
+    def kill(self) -> None:
+        self._servers.stop()
+
+
+def outcome(
+    trial: Trial,
+    make: Callable[[], Servers],
+    harm: Callable[[Any, int], Harm],
+    times: int,
+    what: str,
+    durabilities: Sequence[str] = ("default", "replicated"),
+) -> Outcome:
+    """Play each durability, one after the other, with ``times`` harms."""
+    found = [_play(trial, durability, make(), harm, times) for durability in durabilities]
+    told = "; ".join(
+        f"{each.durability}: {each.submitted:,} runs, {_counted(each.harms)}, {each.lost} lost ({each.reported} reported), "
+        f"{each.twice} twice, {each.restarted} restarted, "
+        f"fail-over {spread([one.over - one.began for one in each.harms])}, at work again {spread(each.again_s)} after it"
+        for each in found
+    )
+    problems = [f"{each.durability}: {problem}" for each in found for problem in each.problems]
+    return Outcome(f"{what}; {told}", problems, {each.durability: each.__dict__ | {"harms": len(each.harms)} for each in found})
+
+
+def _counted(harms: Iterable[Harm]) -> str:
+    return ", ".join(f"{count} x {what}" for what, count in Counter(harm.what for harm in harms).items())
+
+
+def _play(trial: Trial, durability: str, servers: Servers, harm: Callable[[Any, int], Harm], times: int) -> Findings:
+    found = Findings(durability)
+    home = trial.home / durability
+    home.mkdir()
+    with World(replace(trial, home=home), server=_AsOneServer(servers)) as world:  # type: ignore[arg-type]
+        world.store.write_settings(replace(world.store.settings, durability=durability))
+        workers = 2 if trial.quick else 3
+        world.staff(workers=workers, schedulers=1 if trial.quick else 2, slots=4)
+        executed = world.submit(
+            _QUICK_EXECUTED_PER_S if trial.quick else _EXECUTED_PER_S,
+            lambda chance: world.new_run(milliseconds=chance.randint(50, 300)),
+        )
+        kept_per_s = _QUICK_KEPT_PER_S if trial.quick else _KEPT_PER_S
+        # Far more are given in than a small machine could execute: they stay, due in an hour.
+        kept = Submitter(world.open(redis_retry_s=0), lambda _: _later(world), Random(trial.seed), per_s=kept_per_s).start()
+        lost: set[str] = set()
+        twice: set[str] = set()
+        for number in range(times):
+            world.pass_time(1.0 if trial.quick else 3.0)
+            done = harm(servers, number)
+            found.harms.append(done)
+            found.again_s.append(_wait_until_at_work(world, (executed, kept), done, workers) - done.over)
+            servers.wait_until_whole()
+            _read_report(world, lost, twice)
+            trial.say(f"{durability}: {number + 1} of {times}, {done.what}: {done.over - done.began:.1f} s, {len(lost)} lost")
+        world.pass_time(1.0)
+        for submitter in (executed, kept):
+            submitter.stop()
+        accepted = executed.accepted | kept.accepted
+        found.problems += _wait_for_ends(world, executed.submitted)
+        _read_report(world, lost, twice)
+        missing = set(accepted) - world.read_runs(accepted).keys()
+        found.problems += world.broken()
+        found.problems += world.close_fleet()
+        verdict = world.verdict(set(executed.submitted) - missing, may_restart=True)
+    known = missing | twice
+    found.problems += [problem for problem in verdict.problems if not any(run in problem for run in known)]
+    found.submitted, found.lost, found.reported = len(accepted), len(missing), len(missing & lost)
+    found.twice, found.restarted = len(twice), verdict.restarted
+    found.problems += _judge(found, missing, lost, accepted)
+    return found
+
+
+def _later(world: World) -> NewRun:
+    return world.new_run(due=clock.now() + timedelta(hours=1))
+
+
+def _wait_until_at_work(world: World, submitters: Iterable[Submitter], harm: Harm, workers: int) -> float:
+    """When every submitter had been answered, and every worker had started a run, since the fail-over."""
+    seen: dict[str, float] = {}
+
+    def is_at_work() -> bool:
+        for number, submitter in enumerate(submitters):
+            answered = [at for at in list(submitter.accepted.values())[-500:] if at > harm.over]
+            seen.update({f"submitter {number}": min(answered)} if answered and f"submitter {number}" not in seen else {})
+        for effect in world.effects()[-500:]:
+            if effect.phase == "start" and effect.at > harm.over:
+                seen.setdefault(f"worker {effect.supervisor}", effect.at)
+        return len(seen) >= workers + 2
+
+    world.wait_until(is_at_work, 60, f"{workers} workers and 2 submitters, but only {', '.join(seen)} are at work")
+    return max(seen.values())
+
+
+def _read_report(world: World, lost: set[str], twice: set[str]) -> None:
+    """Remember what the namespace's report of its last fail-over says; the next one begins anew."""
+    try:
+        report = world.store.failover.last()
+    except OrchError:
+        return
+    if report is not None:
+        lost.update(report.lost)
+        twice.update(report.twice)
+
+
+def _wait_for_ends(world: World, runs: Iterable[str]) -> list[str]:
+    """Until all that are still there have ended."""
+    ids = list(runs)
+
+    def open_runs() -> int:
+        return sum(not run.is_terminal for run in world.read_runs(ids).values())
+
+    seconds = 4 * world.lease.total_seconds() + 60
+    try:
+        world.wait_until(lambda: not open_runs(), seconds)
+    except TimeoutError:
+        return [f"{open_runs()} of {len(ids)} runs have not ended after {seconds:g} s"]
+    return []
+
+
+def _judge(found: Findings, missing: set[str], lost: set[str], accepted: dict[str, float]) -> list[str]:
+    problems = [f"run {run} was lost and nobody says so" for run in sorted(missing - lost)]
+    problems += [f"run {run} is reported as lost and is there" for run in sorted((lost & accepted.keys()) - missing)]
+    if found.durability == "replicated" and missing:
+        problems.append(f"{len(missing)} runs were lost that a replica had confirmed")
+    windows = [(harm.began - _LAG_S, harm.over) for harm in found.harms]
+    old = [run for run in missing if not any(first <= accepted[run] <= last for first, last in windows)]
+    problems += [f"run {run} was lost long after it was acknowledged" for run in old]
+    late = [again for again in found.again_s if again > WITHIN_S]
+    problems += [f"not everybody was at work {WITHIN_S:g} s after a fail-over, but after {again:.1f} s" for again in late]
+    return problems
