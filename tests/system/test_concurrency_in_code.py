@@ -367,6 +367,35 @@ def test_a_script_hears_at_once_of_a_slot_and_that_it_is_to_stop(store: Store, f
 # Redis goes away
 
 
+def test_tasks_with_tags_do_not_wait_for_a_redis_that_was_never_reached(folder: Path) -> None:
+    """A flow that cannot be recorded goes on, so its tasks do too: nobody knows whether their tags are limited."""
+    environment = {"ORCH_REDIS_URL": f"unix://{folder}/nobody.sock", "ORCH_REDIS_RETRY_S": "0"}
+    with python(str(folder / "flows.py"), "queries", str(folder), env=environment, cwd=folder) as process:
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, "cannot be recorded now" in said) == (0, True)
+    assert len(ledger(folder)) == 40
+
+
+def test_a_task_that_waits_while_redis_is_away_goes_on_after_it(
+    own_server: RedisServer, settings: Settings, folder: Path
+) -> None:
+    settings = replace(settings, redis_url=own_server.url)
+    with open_store(settings) as store:
+        store.pools.create("pool")
+        store.limits.create("tag:db", 1)
+        with worker(settings) as running:
+            run = submit(store, deploy(store, folder, "long_queries"), folder=str(folder))
+            wait_until_inside(folder)
+            own_server.kill()
+            running.wait_until_said("Redis cannot be reached")
+            let_go(folder)
+            own_server.start()
+            wait_until_inside(folder, 2)
+            let_go(folder)
+            assert wait_for_end(store, run).state.name == "Completed"
+    expect_turns(folder, 2)
+
+
 @pytest.fixture
 def own_server() -> Iterator[RedisServer]:
     """A server to kill and start again."""
