@@ -173,6 +173,7 @@ def apply(store: Store, prepared: Sequence[Prepared]) -> list[Deployment]:
         )
     for item in prepared:
         store.pools.get_queue(item.deployment.pool, item.deployment.queue)
+    store.failover.check()  # a namespace that begins here gets its schema
     saved = []
     for item in prepared:
         deployment = item.deployment
