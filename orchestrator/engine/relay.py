@@ -429,6 +429,8 @@ class Relay:
         else:
             self.claims = turned.claims
         answers = turned.ends
+        if isinstance(answers, StoreUnavailable):
+            raise answers  # written, but on no replica yet (durability): asked for again until it is
         if isinstance(answers, Exception):
             log.error("Several ends could not be written together; writing them one by one: %s", answers)
             answers = [self._guarded(self._finish, end) or "refused" for _, end in ending]

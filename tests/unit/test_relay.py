@@ -17,7 +17,7 @@ from orchestrator import clock
 from orchestrator.engine import protocol
 from orchestrator.engine.protocol import Frame
 from orchestrator.engine.relay import Relay
-from orchestrator.exceptions import ObjectNotFound, StoreUnavailable
+from orchestrator.exceptions import NotReplicated, ObjectNotFound, StoreUnavailable
 from orchestrator.models import LogLine, NewRun, TaskRun
 from orchestrator.states import State, StateType
 from orchestrator.store.answers import Acquire, Acquired, ClaimRequest, Claims, End, Lapsed, Turn, Turned
@@ -37,6 +37,7 @@ class FakeStore:
     deaths: list[tuple[str, int, str]] = field(default_factory=list)
     claims: list[ClaimRequest] = field(default_factory=list)
     refuses: set[str] = field(default_factory=set)
+    has_no_replica: bool = False
     variables: dict[str, Any] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     asked: list[Acquire] = field(default_factory=list)
@@ -105,6 +106,8 @@ class FakeStore:
         ends: list[str] | Exception = [self._end(end) for end in turn.ends]
         if self.refuses & {end.run for end in turn.ends}:
             ends = ValueError("no")
+        if self.has_no_replica and turn.ends:
+            ends = NotReplicated()
         return Turned([], ends, Claims([], [], 0, False) if turn.claim else None)
 
     def finish(self, ends: Sequence[End], *, worker: str = "") -> list[str]:
@@ -306,6 +309,23 @@ def test_ends_that_cannot_be_written_together_are_written_one_by_one(relay: Rela
         relay.feed(run, end(run), 0.0)
     assert answers(relay.flush(0.0)) == [["ended", "good", "again"], ["ended", "bad", "refused"]]
     assert relay.leases() == []
+
+
+def test_an_end_that_no_replica_has_confirmed_is_told_again_until_one_has_and_what_went_with_it_is_not(
+    relay: Relay, store: FakeStore
+) -> None:
+    store.has_no_replica = True
+    relay.adopt("child", "r", 1)
+    relay.feed("child", ["log", "r", [[0, 20, "flow", "said once", None]]], 0.0)
+    relay.feed("child", end("r"), 0.0)
+    assert [reply[0] for reply in answers(relay.flush(0.0, lambda _: ClaimRequest("worker", "pool", ["default"], 1)))] == [
+        "trouble"
+    ]
+    assert relay.claims == Claims([], [], 0, False)
+    assert relay.leases() == [("r", 1)]
+    store.has_no_replica = False
+    assert ["ended", "r", "again"] in answers(relay.flush(1.0))
+    assert [line.message for line in store.lines["r"]] == ["said once"]
 
 
 def test_the_claim_goes_along_with_the_ends(relay: Relay, store: FakeStore) -> None:
@@ -755,7 +775,7 @@ def test_it_tries_again_after_growing_pauses(relay: Relay, store: FakeStore) -> 
         assert relay.deadline is not None
         moments.append(relay.deadline)
     pauses = [round(after - before, 3) for before, after in pairwise(moments)]
-    assert pauses == [0.25, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0, 5.0]
+    assert pauses == [0.25, 0.5, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0]
     assert store.calls == 8
 
 
