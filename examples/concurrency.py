@@ -4,7 +4,7 @@ orch gcl create mirror --limit 3
 orch gcl create mirror-rate --limit 10 --slot-decay-per-second 10
 python concurrency.py
 
-The limits are kept in Redis, by name. Where none is configured the flow runs all the same, says so, and downloads at full speed.
+The limits are kept in Redis, by name. Where none is configured the flow runs all the same, says so, and downloads at once.
 """
 
 from orchestrator import flow, get_run_logger, task
@@ -20,7 +20,7 @@ def download(number: int) -> int:
 
 @flow
 def downloads() -> int:
-    total = sum(download.map(range(20)).result())
+    total: int = sum(download.map(range(20)).result())
     get_run_logger().info("20 files, %s bytes", total)
     return total
 
