@@ -274,7 +274,7 @@ class Submitted:
     """The runs that this process was given the ids of, for as long as a fail-over might still take them: 10,000, a minute.
 
     Costs a create no round trip. When connections have been replaced since, and the epoch or the server is another, the runs
-    are looked for before the next create; each that is missing is reported.
+    are looked for before the next create returns; each that is missing is reported.
     """
 
     def __init__(self, failover: Failover, connections: Callable[[], int]) -> None:

@@ -7,12 +7,13 @@ exists where one must. See the header of ``lua/<operation>.lua`` for what each d
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from itertools import chain, islice
 from typing import Any, TypeVar
 
 from orchestrator import clock, keys, names
-from orchestrator.exceptions import ObjectNotFound
+from orchestrator.exceptions import ObjectNotFound, StoreUnavailable
 from orchestrator.keys import Keys, lengthen, shorten
 from orchestrator.models import Created, Deployment, LogLine, NewRun, Run, Schedule, TaskRun
 from orchestrator.schedules import CATCH_UP
@@ -82,8 +83,8 @@ class Runs:
     def create(self, runs: Sequence[NewRun]) -> list[Created]:
         """Create runs, each if it does not exist yet by id or idempotency key. Due ones are queued at once.
 
-        After a fail-over, the runs that this process created in the last minute are looked for first; what was lost is
-        reported in the log and as ``run.lost``.
+        After a fail-over, the runs that this process created in the last minute are looked for too; what was lost is reported in
+        the log and as ``run.lost``.
 
         Raises PayloadTooLarge and StoreFull before anything is written, DataGone.
         """
@@ -96,6 +97,9 @@ class Runs:
                 answers.append(Created(lengthen(short), _text(answer), _text(name)))
         # Not batch by batch: who gets an error was given no ids, and tries all of them again.
         self._submitted.add(created.id for created in answers)
+        # Again, since it may be this call whose connection was a new one. What was created stays so if Redis is away by now.
+        with suppress(StoreUnavailable):
+            self._submitted.verify()
         return answers
 
     def _new_item(self, run: NewRun) -> list[Any]:

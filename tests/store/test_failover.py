@@ -8,10 +8,12 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+import redis
 
 from harness import SAFE, RedisServer, eventually
 from orchestrator.clock import FrozenClock
 from orchestrator.exceptions import DataGone, UnsuitableServer
+from orchestrator.models import NewRun
 from orchestrator.settings import Settings
 from orchestrator.store import Store, open_store
 from orchestrator.store.failover import SCHEMA
@@ -139,3 +141,34 @@ def test_who_mends_and_dies_is_replaced(frozen_store: Store, frozen: FrozenClock
     frozen.advance(timedelta(minutes=2))
     heir = frozen_store.failover.check(mend=True)
     assert [epoch.mends for epoch in (winner, heir)] == ["failover", "failover"]
+
+
+def test_runs_that_a_promoted_replica_never_heard_of_are_reported_by_who_created_them(
+    own_server: RedisServer, own_store: Store
+) -> None:
+    replica = RedisServer(*_replica_of(own_server), tcp=True).start()
+    try:
+        [kept] = own_store.runs.create([NewRun("f", pool="p")])
+        first = own_store.failover.check()
+        eventually(lambda: own_store.client.wait(1, 1000) == 1)
+        with _client_of(replica) as promoted:
+            promoted.replicaof("127.0.0.1", 1)  # cut off: it hears nothing any more
+            lost = [created.id for created in own_store.runs.create([NewRun("f", pool="p") for _ in range(3)])]
+            own_server.kill()
+            promoted.replicaof("NO", "ONE")
+        own_store.client.connection_pool.connection_kwargs["port"] = replica.port
+        own_store.client.connection_pool.reset()
+        [after] = own_store.runs.create([NewRun("f", pool="p")])
+        report = own_store.failover.last()
+        assert report is not None
+        assert (report.epoch.number, report.epoch.how, report.epoch.before) == (2, "promoted", first.server)
+        assert sorted(report.lost) == sorted(lost)
+        assert all(own_store.runs.get_many([kept.id, after.id]))
+        own_store.failover.mend(own_store.failover.check(mend=True), own_store.runs.reconcile_all)
+        assert check(own_store) == []
+    finally:
+        replica.stop()
+
+
+def _client_of(server: RedisServer) -> redis.Redis:
+    return redis.Redis(host="127.0.0.1", port=server.port)
