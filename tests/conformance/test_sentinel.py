@@ -43,6 +43,7 @@ def test_a_blocked_read_ends_when_another_client_of_the_process_finds_the_new_pr
     servers = make_sentinel(min_replicas=0)
     with open_store(settings_for(servers.url)) as store:
         store.pools.create("p")
+        assert store.client.execute_command("WAIT", 2, 10_000) == 2
         old = servers.primary()
         ended: list[Exception] = []
         reading = threading.Thread(target=_wait_for_ever, args=(store, ended))
