@@ -107,7 +107,7 @@ def _names(store: Store) -> Iterator[str]:
     """The names of the namespace's keys, below its prefix."""
     prefix = store.keys.prefix
     for key in _client(store).scan_iter(match=prefix + "*", count=1000):
-        yield key.decode().removeprefix(prefix)
+        yield key.decode(errors="replace").removeprefix(prefix)
 
 
 def _client(store: Store) -> Redis:
@@ -248,7 +248,7 @@ def _surprising(store: Store, names: Sequence[str], expected: Counter[str]) -> I
 
 def _check_members(store: Store, key: str) -> Iterator[Violation]:
     """A member of a set of runs is a run that has to stand there."""
-    for batch in _batches(member.decode() for member, _ in _client(store).zscan_iter(store.keys.prefix + key, count=1000)):
+    for batch in _batches(_members(store, key)):
         calls = [member for member in batch if ":" in member]
         callers = _read_runs(store, [member.split(":")[0] for member in calls])
         for member in calls:
@@ -289,7 +289,7 @@ def _check_pending(store: Store, key: str) -> Iterator[Violation]:
 def _check_slots(store: Store, key: str) -> Iterator[Violation]:
     """A slot belongs to the present attempt of a leased run, or is reserved for the next one of a queued run."""
     gate = key.removeprefix("slots:")
-    for batch in _batches(member.decode() for member, _ in _client(store).zscan_iter(store.keys.prefix + key, count=1000)):
+    for batch in _batches(_members(store, key)):
         runs = _read_runs(store, [member.split(":")[0] for member in batch])
         for member in batch:
             run = runs[member.split(":")[0]]
@@ -299,6 +299,11 @@ def _check_slots(store: Store, key: str) -> Iterator[Violation]:
 
 def _slot(run: _Run) -> str:
     return f"{run.short}:{run.slot_attempt}:0:0"
+
+
+def _members(store: Store, key: str) -> Iterator[str]:
+    members = _client(store).zscan_iter(store.keys.prefix + key, count=1000)
+    return (member.decode(errors="replace") for member, _ in members)
 
 
 # --- gates, schedules, lifetimes -------------------------------------------------------------------------------------------
@@ -330,7 +335,7 @@ def _check_gates(store: Store, names: Sequence[str]) -> Iterator[Violation]:
 
 def _first_wants(store: Store, gate: str) -> int:
     """How many slots the first waiter of a gate asks for."""
-    first = [member.decode() for member in _client(store).zrange(store.keys.parked(gate), 0, 0)]
+    first = [member.decode(errors="replace") for member in _client(store).zrange(store.keys.parked(gate), 0, 0)]
     run, _, call = (first or [""])[0].partition(":")
     caller = _read_runs(store, [run])[run] if call else None
     number = int(call.partition(":")[2] or 0)

@@ -99,9 +99,16 @@ def read_task(task: str, packed: bytes) -> TaskRun:
 
 
 def _read_history(packed: bytes) -> list[HistoryEntry]:
+    """The entries, as far as they can be read."""
     unpacker = msgpack.Unpacker(raw=False)
     unpacker.feed(packed)
-    return [HistoryEntry(name, clock.from_ms(int(at)), int(attempt), message) for name, at, attempt, message in unpacker]
+    found = []
+    try:
+        for name, at, attempt, message in unpacker:
+            found.append(HistoryEntry(str(name), clock.from_ms(int(at)), int(attempt), str(message)))
+    except (ValueError, TypeError, OverflowError):
+        return found
+    return found
 
 
 class Unreadable(ValueError):
