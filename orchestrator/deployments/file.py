@@ -22,7 +22,7 @@ from orchestrator.schedules import MOST_MADE_UP, check
 FILE_NAMES = ("orch.yaml", "orch.yml", "prefect.yaml", "prefect.yml")
 """What a project's file may be called; the first that exists is read."""
 
-COLLISION_STRATEGIES = ("ENQUEUE", "CANCEL_NEW")
+COLLISION_STRATEGIES = ("ENQUEUE", "CANCEL_NEW", "CANCEL_RUNNING")
 
 _PROJECT_KEYS = ("name", "prefect-version", "orch-version", "build", "push", "pull", "definitions", "deployments")
 _DEPLOYMENT_KEYS = (
