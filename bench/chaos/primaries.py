@@ -153,6 +153,7 @@ def _wait_until_at_work(world: World, submitters: Iterable[Submitter], harm: Har
 
     def is_at_work() -> bool:
         for number, submitter in enumerate(submitters):
+            assert not submitter.is_done, "a submitter has ended by itself"
             answered = [at for at in list(submitter.accepted.values())[-500:] if at > harm.over]
             seen.update({f"submitter {number}": min(answered)} if answered and f"submitter {number}" not in seen else {})
         for effect in world.effects()[-500:]:
@@ -160,7 +161,11 @@ def _wait_until_at_work(world: World, submitters: Iterable[Submitter], harm: Har
                 seen.setdefault(f"worker {effect.supervisor}", effect.at)
         return len(seen) >= workers + 2
 
-    world.wait_until(is_at_work, 60, f"{workers} workers and 2 submitters, but only {', '.join(seen)} are at work")
+    try:
+        world.wait_until(is_at_work, 60)
+    except TimeoutError as error:
+        last = {number: submitter.last_refusal for number, submitter in enumerate(submitters)}
+        raise TimeoutError(f"only {', '.join(seen) or 'nobody'} at work again after 60 s; last refusals: {last}") from error
     return max(seen.values())
 
 
