@@ -133,8 +133,8 @@ def defect(fields: Mapping[str, str], calls: bytes = b"") -> str | None:
             return f"its {name} is no number"
     if not 0 <= int(fields["prio"] or 1) <= 2:
         return "its prio is unknown"
-    if not fields["flow"]:
-        return "it has no flow"
+    if not fields["flow"] or not fields["at"]:
+        return "it has no at" if fields["flow"] else "it has no flow"
     if any(fields[name] and not keys.is_short(fields[name]) for name in ("dep", "parent")):
         return "it names what is no id"
     if (place == "queued" or fields["msg"]) and not re.match(r"[0-9]{1,16}-[0-9]{1,16} [a-z]+:", fields["msg"]):

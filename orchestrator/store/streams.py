@@ -20,7 +20,8 @@ def entries(client: Redis, stream: str) -> Iterator[tuple[str, str]]:
 
 def pending(client: Redis, stream: str) -> Iterator[str]:
     """The ids of the entries that were handed out and not claimed yet, oldest first."""
-    if not any(group["name"] == GROUP.encode() for group in client.xinfo_groups(stream)):
+    # It may be gone by now, or bear a name that is no text.
+    if not client.exists(stream) or not any(group["name"] == GROUP.encode() for group in client.xinfo_groups(stream)):
         return
     after = "-"
     while found := client.xpending_range(stream, GROUP, min=after, max="+", count=_PAGE):

@@ -105,7 +105,8 @@ def _expect_refusal(world: World, *arguments: str, folder: Path | None = None, g
         timeout=120,
     )
     said = done.stdout + done.stderr
-    if done.returncode == 0 or "Traceback" in said or not any(words in said for words in ("may carry", "larger than")) or "hint:" not in said:
+    is_clear = "hint:" in said and "Traceback" not in said and ("may carry" in said or "larger than" in said)
+    if done.returncode == 0 or not is_clear:
         return [f"orch {' '.join(arguments)[:60]}: exit status {done.returncode}: {said[-300:]}"]
     return []
 

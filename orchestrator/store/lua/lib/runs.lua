@@ -103,7 +103,7 @@ local function defect(run)
   end
   local prio = tonumber(run.prio ~= '' and run.prio or 1)
   if prio < 0 or prio > 2 then return 'its prio is unknown' end
-  if run.flow == '' then return 'it has no flow' end
+  if run.flow == '' or run.at == '' then return 'it has no ' .. (run.flow == '' and 'flow' or 'at') end
   if (run.dep ~= '' and not is_id(run.dep)) or (run.parent ~= '' and not is_id(run.parent)) then return 'it names what is no id' end
   if (run.place == 'queued' or run.msg ~= '') and not is_place(run.msg) then return 'its message is none' end
   if run.calls ~= '' and not are_calls(run.calls) then return 'its calls cannot be read' end
