@@ -109,12 +109,16 @@ def _is_double(stored: Run, mine: Sequence[Effect], harmed: Mapping[int, float],
     times = Counter((effect.phase, effect.attempt) for effect in mine if effect.phase in ("start", "end"))
     last = next(effect.at for effect in mine if effect.phase == "end" and effect.attempt == stored.attempt)
     unharmed = any(
-        effect.phase == "end" and effect.attempt != stored.attempt and not harmed.keys() & set(effect.processes)
-        for effect in mine
+        effect.phase == "end" and effect.attempt != stored.attempt and not _is_harmed(effect, harmed) for effect in mine
     )
     completed = sum(entry.name == "Completed" for entry in stored.history)
     started_again = any(effect.phase == "start" and effect.at > last for effect in mine)
     return completed != 1 or max(times.values()) > 1 or (unharmed and not may_restart) or started_again
+
+
+def _is_harmed(effect: Effect, harmed: Mapping[int, float]) -> bool:
+    """Somebody harmed its processes, or had killed its worker before it wrote down who that was: init stands there then."""
+    return any(pid in harmed or pid == 1 for pid in effect.processes)
 
 
 def _judge_restarts(verdict: Verdict, mine: Sequence[Effect], harmed: Mapping[int, float], may_restart: bool) -> list[float]:
@@ -129,6 +133,8 @@ def _judge_restarts(verdict: Verdict, mine: Sequence[Effect], harmed: Mapping[in
         if causes:
             # One that was hit before waits longer each time: crashes have a back-off.
             recoveries += [later.at - min(causes)] if earlier.attempt == 1 else []
+            continue
+        if _is_harmed(earlier, harmed):
             continue
         verdict.unexplained += 1
         if not may_restart:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from bench.chaos import ledger
@@ -209,8 +210,8 @@ class World:
     def quiesce(self, *, seconds: float | None = None, gates: Sequence[str] = ()) -> list[str]:
         """No more load: wait until every submitted run has ended, and say what is wrong then.
 
-        ``seconds``: how long that may take, by default four leases and a minute. ``gates`` must be without slots and waiters
-        within lease + 2 s of the last end.
+        ``seconds``: how long none may end before that is too long, by default four leases and a minute. ``gates`` must be
+        without slots and waiters within lease + 2 s of the last end.
         """
         self.trial.say("no more load; waiting for the rest ...")
         self._stop_submitters()
@@ -218,12 +219,18 @@ class World:
         states = tuple(state.value for state in TERMINAL)
         limit = 4 * self.lease.total_seconds() + 60 if seconds is None else seconds
         problems = []
-        try:
-            self.wait_until(lambda: self.store.queries.count(RunFilter(states=states)) >= wanted, limit)
-        except TimeoutError:
-            ended = self.store.queries.count(RunFilter(states=states))
-            problems.append(f"{wanted - ended} of {wanted} runs have not ended after {limit:g} s")
+        ended = -1
+        while (now := self.store.queries.count(RunFilter(states=states))) < wanted:
+            if now == ended:
+                problems.append(f"{wanted - ended} of {wanted} runs have not ended, and none did for {limit:g} s")
+                break
+            ended = now
+            with suppress(TimeoutError):
+                self.wait_until(partial(self._has_more, states, ended), limit)
         return problems + self.leaks(gates) + self.broken()
+
+    def _has_more(self, states: tuple[str, ...], ended: int) -> bool:
+        return self.store.queries.count(RunFilter(states=states)) > ended
 
     def leaks(self, gates: Sequence[str]) -> list[str]:
         """Gates with slots or waiters, though nothing runs, lease + 2 s later."""

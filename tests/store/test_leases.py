@@ -155,6 +155,16 @@ def test_a_run_has_exactly_three_starts_when_its_process_dies_each_time(floor: F
     assert floor.claim() == []
 
 
+def test_runs_that_are_lost_together_twice_start_apart_the_third_time(floor: Floor) -> None:
+    # A run that kills its worker used to take the same others along each time, until their starts were spent as well.
+    runs = [floor.submit() for _ in range(3)]
+    for _ in range(2):
+        assert len(floor.claim(start=True)) == 3
+        floor.wait(16)
+        assert floor.store.runs.lapse().requeued == 3
+    assert sorted((floor.get(run).due - floor.now()).total_seconds() for run in runs) == [1, 3, 5]
+
+
 def test_a_run_that_its_engine_ended_crashed_is_not_in_quarantine(floor: Floor) -> None:
     run = floor.running(crash_budget=2)
     floor.store.runs.report_death(run, 1, "gone")

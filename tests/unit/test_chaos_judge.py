@@ -14,11 +14,11 @@ NOW = datetime(2026, 11, 22, tzinfo=UTC)
 
 
 def start(attempt: int, at: float, child: int = 0) -> Effect:
-    return Effect(RUN, attempt, "start", at, child or 100 + attempt, 10, 1)
+    return Effect(RUN, attempt, "start", at, child or 100 + attempt, 10, 5)
 
 
 def end(attempt: int, at: float, child: int = 0) -> Effect:
-    return Effect(RUN, attempt, "end", at, child or 100 + attempt, 10, 1)
+    return Effect(RUN, attempt, "end", at, child or 100 + attempt, 10, 5)
 
 
 def stored(attempt: int, kind: StateType = StateType.COMPLETED, completed: int = 1) -> Run:
@@ -45,7 +45,7 @@ def test_a_run_that_was_killed_and_started_again_is_fine_and_counts_as_recovered
 
 
 def test_an_end_that_was_never_accepted_because_its_supervisor_was_killed_is_fine() -> None:
-    kill = Kill(2.001, "supervisor", 1)
+    kill = Kill(2.001, "supervisor", 5)
     assert verdict(stored(2), start(1, 1.0), end(1, 2.0), start(2, 9.0), end(2, 9.5), kills=(kill,)).problems == []
 
 
@@ -74,7 +74,7 @@ def test_an_attempt_that_ended_unharmed_and_was_repeated_is_double() -> None:
 
 
 def test_a_start_after_the_accepted_end_is_double() -> None:
-    kill = Kill(2.5, "supervisor", 1)
+    kill = Kill(2.5, "supervisor", 5)
     assert verdict(stored(1), start(1, 1.0), end(1, 2.0), start(2, 3.0), kills=(kill,)).doubled == 1
 
 
@@ -83,12 +83,17 @@ def test_two_accepted_ends_in_the_history_are_double() -> None:
 
 
 def test_a_later_attempt_that_starts_before_an_earlier_one_is_over_is_seen() -> None:
-    kill = Kill(1.5, "supervisor", 1)
+    kill = Kill(1.5, "supervisor", 5)
     assert verdict(stored(2), start(1, 1.0), start(2, 1.8), end(1, 2.0), end(2, 3.0), kills=(kill,)).at_once == 1
 
 
 def test_a_restart_that_no_kill_explains_is_seen() -> None:
     assert verdict(stored(2), start(1, 1.0), start(2, 4.0), end(2, 5.0)).unexplained == 1
+
+
+def test_a_body_that_found_its_worker_dead_explains_its_restart() -> None:
+    orphan = Effect(RUN, 1, "start", 1.0, 101, 10, 1)
+    assert verdict(stored(2), orphan, Effect(RUN, 2, "start", 4.0, 102, 20, 2), end(2, 5.0)).problems == []
 
 
 def test_a_kill_between_two_bodies_hits_no_lease() -> None:

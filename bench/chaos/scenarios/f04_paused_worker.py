@@ -9,7 +9,7 @@ from random import Random
 from bench.chaos import ledger
 from bench.chaos.ledger import Effect
 from bench.chaos.trial import Outcome, Scenario, Trial
-from bench.chaos.world import World, spread
+from bench.chaos.world import World
 from bench.stage import tree
 from orchestrator.models import NewRun, Run
 
@@ -76,8 +76,8 @@ def conclude(world: World, harmed: Sequence[Sequence[Effect]], what: str) -> Out
     facts = {"disturbed": len(attempts), "accepted": len(accepted), "gaps_s": sorted(gaps)}
     return Outcome(
         f"{what}, {len(attempts)} leases lost with them: {len(accepted)} late reports accepted, {late} runs still at work when "
-        f"their successor began (dead before it by {spread(gaps)}); {verdict.runs:,} runs, {verdict.lost} lost, "
-        f"{verdict.doubled} double-completed",
+        f"their successor began (silent for {min(gaps, default=0):.1f} s before it, or more); {verdict.runs:,} runs, "
+        f"{verdict.lost} lost, {verdict.doubled} double-completed",
         problems,
         facts,
     )

@@ -1,5 +1,7 @@
 -- Runs whose process is gone: charge a crash, and start them again while their budget lasts. The first time that is at once;
 -- then they wait in `due`, 1 s, 2 s, 4 s and at most 60 s: what has just killed two processes may well kill a third.
+-- Those that are lost together a second time start 2 s apart: one of them may be what kills their workers, and it should not take
+-- the same ones along until their budgets are gone too.
 --
 -- With a run, that one, whose child has died, under the fence. With `run` '', those whose lease is over, but none while leases
 -- may have run out through no fault of their workers, who get a lease's time to renew them:
@@ -24,7 +26,9 @@
 local LONGEST_LEASE_MS = 3600000
 local LONGEST_WAIT_MS = 60000
 local SMALLEST_JUMP_MS = 1000  -- a call may be on its way for so long without anybody's clock being wrong
+local APART_MS = 2000
 local requeued, crashed, cancelled = 0, 0, 0
+local waiting = 0
 
 local function wait_ms(crashes)
   return crashes < 2 and 0 or math.min(LONGEST_WAIT_MS, 1000 * 2 ^ (crashes - 2))
@@ -38,6 +42,8 @@ local function start_again(found)
   local wait = wait_ms(found.crashes)
   local lost = lost_starts(found) .. ' lost: ' .. reason .. '.'
   if wait == 0 then return requeue(found, 'Started again, ' .. lost) end
+  wait = math.min(LONGEST_WAIT_MS, wait + APART_MS * waiting)
+  waiting = waiting + 1
   set(found, 'ready', now + wait)
   enter(found, 'Scheduled', 'Starts again in ' .. wait / 1000 .. ' s, ' .. lost)
   to_due(found, found.ready)
