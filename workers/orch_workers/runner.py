@@ -231,7 +231,10 @@ class Supervisor:
         if self._is_epoch_doubtful:
             self._look_at_epoch()
         self._executor.flush()
+        # Between all that may take as long as Redis takes to answer: no lease is lost for want of a turn.
+        self._renew_if_due()
         self._write()
+        self._renew_if_due()
         self._claim()
         self._executor.flush()
 
@@ -284,7 +287,9 @@ class Supervisor:
                 job.kill_at = None
                 self._executor.kill(job)
         for timer in [timer for timer, moment in self._timers.items() if now >= moment]:
-            timer()
+            self._renew_if_due()
+            if timer != self._renew:
+                timer()
 
     def _wait_for_runs(self) -> list[Delivery]:
         recover, self._is_handed = self._is_handed, False
@@ -484,6 +489,7 @@ class Supervisor:
         """Fill the free slots. Only when the queues have been found empty does a blocked read wait for more."""
         self._take_deliveries()
         while self._wants_claim() and not self._is_epoch_doubtful:
+            self._renew_if_due()
             request = self._next_claim(())
             if request is None:
                 break
@@ -620,6 +626,10 @@ class Supervisor:
         self._relay.add_log(job.run.id, lines, clock.monotonic())
 
     # -- leases and cancellation
+
+    def _renew_if_due(self) -> None:
+        if clock.monotonic() >= self._timers[self._renew]:
+            self._renew()
 
     def _renew(self) -> None:
         now = clock.monotonic()
