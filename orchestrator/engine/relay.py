@@ -109,7 +109,7 @@ class _Question:
 
 @dataclass(slots=True)
 class _Call:
-    """Slots that a run waits for; ``by_time``: time alone makes room, and nobody else sees to it."""
+    """Slots that a run waits for or has; ``by_time``: time alone makes room, and nobody else sees to it."""
 
     child: Child
     run: str
@@ -145,6 +145,8 @@ class Relay:
         self._logs: dict[str, _Log] = {}
         self._questions: deque[_Question] = deque()
         self._calls: dict[tuple[str, int], _Call] = {}
+        self._granted: dict[tuple[str, int], _Call] = {}
+        self._to_hold: list[tuple[str, int]] = []
         self._to_ask: dict[tuple[str, int], None] = {}
         self._to_release: list[tuple[str, int]] = []
         self._wake_at: float | None = None
@@ -231,6 +233,12 @@ class Relay:
             self._to_ask[key] = None
             self._due(now)
 
+    def hold_again(self, now: float) -> None:
+        """The server may have forgotten slots that runs hold: take them again, unless others have them by now."""
+        self._to_hold = list(self._granted)
+        if self._to_hold:
+            self._due(now)
+
     def feed(self, child: Child, frame: Frame, now: float) -> None:
         """Take one frame. Frames that make no sense, or speak for another's run, are ignored with a warning."""
         try:
@@ -251,6 +259,7 @@ class Relay:
         self._told_tags.pop(child, None)
         for key in [key for key, call in self._calls.items() if call.child == child]:
             self._drop_call(key)  # the store frees its slots with the attempt
+        self._granted = {key: call for key, call in self._granted.items() if call.child != child}
         for tracked in self._runs.values():
             if tracked.child == child and tracked.end is None:
                 tracked.death = reason
@@ -334,6 +343,7 @@ class Relay:
                 self._take_call(_Call(child, run, number, Wanted(*wanted)), now)
             case [protocol.RELEASE, str(run), int(number)]:
                 if self.child_of(run) == child:
+                    self._granted.pop((run, number), None)
                     waited = self._drop_call((run, number))
                     if waited is None or waited.is_known:
                         self._to_release.append((run, number))
@@ -536,6 +546,20 @@ class Relay:
                 self._take_answer(call, acquired, now)
             self._to_ask.pop(key, None)
 
+        while self._to_hold:
+            self._hold(self._to_hold[-1])
+            self._to_hold.pop()
+
+    def _hold(self, key: tuple[str, int]) -> None:
+        call = self._granted.get(key)
+        acquired = self._guarded(self._ask_for, call) if call and call.run in self._runs else None
+        if acquired is not None and acquired.answer == "waiting":
+            log.warning(
+                "Run %s goes on without slots that a fail-over has lost, and that others have now: %s",
+                key[0],
+                acquired.detail,
+            )
+
     def _ask_for(self, call: _Call) -> Acquired:
         tracked = self._runs[call.run]
         call.is_known = True
@@ -543,6 +567,8 @@ class Relay:
         return self._store.limits.acquire(Acquire(call.run, tracked.attempt, call.number, names, of, occupy, rate, strict))
 
     def _take_answer(self, call: _Call, acquired: Acquired, now: float) -> None:
+        if acquired.answer == "granted" and not call.wanted.rate:
+            self._granted[call.run, call.number] = call
         if acquired.answer != "waiting":
             self._settle(call, ok=True, value=[acquired.answer, acquired.detail])
             if call.by_time:
@@ -575,6 +601,7 @@ class Relay:
 
     def _drop_calls(self, run: str) -> None:
         """What is left of the run's process hears that it gets no slots any more."""
+        self._granted = {key: call for key, call in self._granted.items() if call.run != run}
         for call in [call for call in self._calls.values() if call.run == run]:
             self._settle(call, ok=True, value=["superseded", ""])
             self._due(0.0)

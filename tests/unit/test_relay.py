@@ -552,6 +552,27 @@ def test_who_must_wait_is_told_once_and_answered_when_the_grant_comes(relay: Rel
     assert relay.is_idle
 
 
+def test_slots_that_are_held_are_taken_again_from_a_server_that_may_have_forgotten_them(
+    relay: Relay, store: FakeStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    relay.adopt("child", "r", 1)
+    for frame in (acquire(1), acquire(2), acquire(3, rate=True), acquire(4)):
+        relay.feed("child", frame, 0.0)
+    relay.flush(0.0)
+    relay.feed("child", ["release", "r", 2], 1.0)
+    relay.flush(1.0)
+    store.asked.clear()
+    store.acquired[4] = WAITING
+    relay.hold_again(2.0)
+    assert answers(relay.flush(2.0)) == []
+    assert sorted(asked.call for asked in store.asked) == [1, 4]
+    assert "Run r goes on without slots that a fail-over has lost" in caplog.text
+    relay.feed("child", ["end", "r", "COMPLETED", "Completed", "", b"", None], 3.0)
+    relay.flush(3.0)
+    relay.hold_again(4.0)
+    assert relay.is_idle
+
+
 def test_a_grant_that_an_earlier_attempt_was_told_of_is_none(relay: Relay, store: FakeStore) -> None:
     """Calls are numbered anew in each attempt, and what a worker is told does not name the attempt."""
     relay.adopt("child", "r", 2)

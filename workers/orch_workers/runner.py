@@ -415,6 +415,7 @@ class Supervisor:
         stopped = sum(self._take_asserted(run, asserted, asked) for run, asserted in zip(held, answers[1], strict=True))
         kept = f"{_runs(len(held) - stopped)} of this worker go on" + (f", {stopped} stopped" if stopped else "")
         self._say(f"Redis is another server than before ({epoch.how}); epoch {epoch.number} begins: {kept}.")
+        self._relay.hold_again(asked)
         entries = self._journal.recent()
         self._journal.move(epoch)
         self._epoch = epoch
