@@ -97,7 +97,7 @@ def _live_and_die(store: Store, number: int, chance: random.Random) -> None:
     end = chance.choice(("leaves", "dies idle", "dies with a lease", "dies with a message"))
     if end == "dies with a message":
         return
-    claims = store.runs.claim(own.name, POOL, ["default"], 4, delivered, start=True)
+    claims = store.runs.claim(own.name, POOL, ["default"], 20, delivered, start=True)
     if end == "dies with a lease":
         return
     _finish(store, [(run.id, run.attempt) for run in claims.claimed])
