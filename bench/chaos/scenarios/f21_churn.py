@@ -56,6 +56,7 @@ def _play(trial: Trial, server: Server, total: int) -> Outcome:
                 # The rescuer waits for two seconds of the server's own clock, which does not run as fast as ours.
                 store.runs.redeliver(POOL, ["default"], idle=timedelta(0))
                 rescuer.run_once(store)
+                store.runs.release_due()
                 pruner.run_once(store)
                 living = store.pools.get(POOL).workers
                 consumers.append(_consumers(store) - living)
