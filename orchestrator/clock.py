@@ -30,6 +30,10 @@ def monotonic() -> float:
     return time.monotonic()
 
 
+MONOTONIC = getattr(time, "CLOCK_MONOTONIC", -1)
+"""The number by which the kernel knows the clock of ``monotonic``."""
+
+
 def to_ms(moment: datetime) -> int:
     """An aware moment in milliseconds since 1970. A naive one is an error: nobody could say what it means."""
     if moment.tzinfo is None:

@@ -9,7 +9,6 @@ import contextlib
 import os
 import signal
 import sys
-import time
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -69,7 +68,7 @@ class LastMoment:
         if self._timer is None:
             self._timer = ctypes.c_void_p()
             event = (ctypes.c_int * 16)(0, 0, signal.SIGKILL, 0)  # struct sigevent: value, signo, SIGEV_SIGNAL
-            if _libc().timer_create(time.CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(self._timer)):
+            if _libc().timer_create(clock.MONOTONIC, ctypes.byref(event), ctypes.byref(self._timer)):
                 raise OSError("timer_create failed")
         seconds, rest = divmod(moment or 0.0, 1)
         when = (ctypes.c_long * 4)(0, 0, int(seconds), int(rest * 1e9))  # struct itimerspec: no interval, then the moment

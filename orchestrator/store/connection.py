@@ -308,8 +308,9 @@ def _check_url(url: str) -> None:
         raise ConfigurationError(f"The address {shown_url(url)} is wrong: {error}.") from None
     for option in parse_qs(parts.query, keep_blank_values=True):
         if option not in _OPTIONS:
+            address = shown_url(url.partition("?")[0])
             raise ConfigurationError(
-                f"The address {shown_url(url.partition('?')[0])} has an unknown option {option!r}.{did_you_mean(option, _OPTIONS)}",
+                f"The address {address} has an unknown option {option!r}.{did_you_mean(option, _OPTIONS)}",
                 hint=f"Known options: {', '.join(_OPTIONS)}",
             )
     database = parts.path.strip("/")

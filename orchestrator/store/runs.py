@@ -83,8 +83,8 @@ class Runs:
     def create(self, runs: Sequence[NewRun]) -> list[Created]:
         """Create runs, each if it does not exist yet by id or idempotency key. Due ones are queued at once.
 
-        After a fail-over, the runs that this process created in the last minute are looked for too; what was lost is reported in
-        the log and as ``run.lost``.
+        After a fail-over, the runs that this process created in the last minute are looked for too; what was lost is
+        reported in the log and as ``run.lost``.
 
         Raises PayloadTooLarge and StoreFull before anything is written, DataGone.
         """
@@ -348,8 +348,9 @@ class Runs:
     def lapse(self, limit: int = 100, *, expected_ms: int | None = None) -> Lapsed:
         """Charge a crash to runs whose lease is over; start them again, or end them Crashed when their budget is spent.
 
-        ``expected_ms`` is what Redis's clock should show (``clock.RemoteClock``). Where it shows something else, no lease counts
-        as over until workers have had a lease's time to renew theirs. The same holds for a server that has just come back.
+        ``expected_ms`` is what Redis's clock should show (``clock.RemoteClock``). Where it shows something else, no lease
+        counts as over until workers have had a lease's time to renew theirs. The same holds for a server that has just come
+        back.
         """
         # Under a frozen clock the age of the real server means nothing.
         grace_ms = 0 if self._scripts.is_frozen else self._lease_ms

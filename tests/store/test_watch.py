@@ -117,9 +117,7 @@ def test_a_lost_group_counts_as_nothing_handed_out(floor: Floor) -> None:
     assert [stall.waiting for stall in stalled(floor.store)] == [1]
 
 
-def test_the_watchdog_tells_each_stall_once_and_again_when_it_comes_back(
-    floor: Floor, told: pytest.LogCaptureFixture
-) -> None:
+def test_the_watchdog_tells_each_stall_once_and_again_when_it_comes_back(floor: Floor, told: pytest.LogCaptureFixture) -> None:
     join(floor)
     floor.submit()
     watchdog = Watchdog(floor.store)
