@@ -155,8 +155,8 @@ class Supervisor:
 
     def run(self) -> int:
         """Work until told to stop."""
-        self._take_signals()
         self._join()
+        self._take_signals()
         if self._options.metrics_port is not None:
             from orchestrator.metrics import WorkerMetrics
 
