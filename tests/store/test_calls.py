@@ -162,6 +162,20 @@ def test_more_slots_than_there_are_can_never_be_had(floor: Floor) -> None:
     assert ask(floor, run, 1, "db", occupy=1000).answer == "granted"
 
 
+def test_a_call_for_more_than_a_lowered_limit_has_is_refused_and_lets_those_behind_it_through(floor: Floor) -> None:
+    """It waited for ever, and everybody behind it did so too."""
+    floor.store.limits.create_global("db", 3)
+    holder, big, late = floor.running(), floor.running(), floor.running()
+    ask(floor, holder, 1, "db")
+    ask(floor, big, 1, "db", occupy=3)
+    ask(floor, late, 1, "db")
+    floor.store.limits.update_global("db", limit=2)
+    assert ask(floor, big, 1, "db", occupy=3) == Acquired("impossible", "global limit 'db' has 2 in all")
+    floor.store.runs.wake()
+    assert told(floor) == [("granted", late, 1)]
+    assert floor.get(big).calls == ()
+
+
 def test_a_limit_of_none_holds_everybody_until_it_is_raised(floor: Floor) -> None:
     floor.store.limits.create_global("db", 0)
     run = floor.running()

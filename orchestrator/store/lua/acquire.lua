@@ -1,6 +1,6 @@
 -- Slots for code that runs: all of them, or a place among those who wait for them.
 --
--- The same call again is answered as it stands. Whoever waits at a limit before this call goes before it.
+-- The same call again is answered as it stands, or that it can never be: its limit was lowered since. Whoever waits at a limit before this call goes before it.
 --
 -- FLAGS allow-oom
 -- USES core gates runs places calls
@@ -33,10 +33,25 @@ local function waiting(gate)
   return {'waiting', title(gate) .. figures, wakes}
 end
 
-local known = call_of(found, call)
+local function too_few(gate)
+  return gate.limit and gate.limit > 0 and slots > gate.limit
+end
+
+local function impossible(gate)
+  return {'impossible', title(gate) .. ' has ' .. gate.limit .. ' in all'}
+end
+
+local known, place = call_of(found, call)
 if known then
   if known[CALL.waits] == '' then return {'granted', ''} end
-  return waiting(find_gate(known[CALL.waits]))
+  local gate = find_gate(known[CALL.waits])
+  if not too_few(gate) then return waiting(gate) end
+  -- The limit was lowered since: the call would wait for ever, and everybody behind it.
+  unpark_call(found, known)
+  table.remove(calls_of(found), place)
+  save_calls(found)
+  wake_at(gate, now)
+  return impossible(gate)
 end
 
 -- A tag's slot that the flow run has, or the run in whose process it was called, holds for its task runs too.
@@ -58,8 +73,8 @@ for _, name in ipairs(names) do
     missing[#missing + 1] = name
   elseif rate == 1 and not gate.decay then
     return {'no_decay', name}
-  elseif gate.limit and gate.limit > 0 and slots > gate.limit then
-    return {'impossible', title(gate) .. ' has ' .. gate.limit .. ' in all'}
+  elseif too_few(gate) then
+    return impossible(gate)
   elseif slots > MOST_SLOTS and not gate.decay then
     return {'impossible', title(gate) .. ' gives ' .. MOST_SLOTS .. ' at a time at most'}
   elseif of == 'global' or not held_above(gate.name) then
