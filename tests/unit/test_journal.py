@@ -107,7 +107,7 @@ def test_what_belongs_to_a_namespace_that_was_begun_anew_is_left_out(make: Calla
     reborn.close()
 
 
-@pytest.mark.parametrize("damage", ["cut", "garbage", "flipped"])
+@pytest.mark.parametrize("damage", ["cut", "garbage", "flipped", "zeros"])
 def test_reading_stops_where_the_file_is_damaged(make: Callable[..., Journal], tmp_path: Path, damage: str) -> None:
     journal, whole = make(), end()
     journal.start()
@@ -118,7 +118,12 @@ def test_reading_stops_where_the_file_is_damaged(make: Callable[..., Journal], t
     journal.note([end()])
     journal.close()
     data = file.read_bytes()
-    damaged = {"cut": data[:-5], "garbage": data[:size] + os.urandom(200), "flipped": data[:-1] + bytes([data[-1] ^ 1])}
+    damaged = {
+        "cut": data[:-5],
+        "garbage": data[:size] + os.urandom(200),
+        "flipped": data[:-1] + bytes([data[-1] ^ 1]),
+        "zeros": data[:size] + bytes(200),  # after a power cut; a worker did not start any more
+    }
     file.write_bytes(damaged[damage])
     again = make()
     assert [entry.end for entry in again.start()] == [whole]
@@ -175,6 +180,29 @@ def test_a_disk_that_refuses_is_spoken_of_once_and_stops_nobody(
     assert [entry.end for entry in journal.recent()] == noted[::-1]
     assert said[1:] == ["The worker's journal can be written again."]
     journal.close()
+
+
+def test_a_disk_that_fills_up_in_the_middle_of_a_files_beginning_costs_nothing_later(
+    make: Callable[..., Journal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_TRY_AGAIN_S", 0.0)
+    journal, noted = make(), end()
+    journal.start()
+    write, room = os.write, [7, 0]
+
+    def nearly_full(file: int, data: bytes) -> int:
+        if not (left := room.pop(0)):
+            raise OSError(28, "No space left on device")
+        return write(file, data[:left])
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "write", nearly_full)
+        journal.note([noted])
+        journal.flush()
+    journal.close()
+    again = make()
+    assert [entry.end for entry in again.start()] == [noted]
+    again.close()
 
 
 def test_a_home_that_cannot_be_written_stops_nobody(make: Callable[..., Journal], tmp_path: Path, said: list[str]) -> None:

@@ -164,7 +164,7 @@ class Journal:
             waiting, self._waiting = self._waiting, []
         packed = b"".join(map(_pack, waiting))
         try:
-            self._open()
+            packed = self._open() + packed
             assert self._file is not None
             left = memoryview(packed)
             while left:
@@ -194,16 +194,18 @@ class Journal:
             self._try_at = clock.monotonic() + _TRY_LOCK_S
         return self._lock_file is not None
 
-    def _open(self) -> None:
+    def _open(self) -> bytes:
+        """See that there is a file with room, and return what has to stand in front where it is empty."""
         if self._file is not None and self._size > _SEGMENT_BYTES:
             os.close(self._file)
             self._file = None
-        if self._file is not None:
-            return
-        self._rotate()
-        self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        header = _pack(("h", 1, self._born, self._host, self._worker)) + _pack(("e", self._epoch))
-        self._size = os.write(self._file, header)
+        if self._file is None:
+            self._rotate()
+            self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            self._size = 0
+        if self._size:
+            return b""
+        return _pack(("h", 1, self._born, self._host, self._worker)) + _pack(("e", self._epoch))
 
     def _rotate(self) -> None:
         """Make way for a new file: each older one moves on, the oldest goes, and so do those that are too old."""
@@ -306,7 +308,8 @@ def _records(path: Path) -> Iterator[Any]:
     while place + _FRAME.size <= len(data):
         length, checksum = _FRAME.unpack_from(data, place)
         packed = data[place + _FRAME.size : place + _FRAME.size + length]
-        if len(packed) < length or zlib.crc32(packed) != checksum:
+        # Zeros are what a file system may show for what it had not written when the power went: a record of no length.
+        if not length or len(packed) < length or zlib.crc32(packed) != checksum:
             return
         yield msgpack.unpackb(packed)
         place += _FRAME.size + length
