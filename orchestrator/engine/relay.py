@@ -567,7 +567,9 @@ class Relay:
         return self._store.limits.acquire(Acquire(call.run, tracked.attempt, call.number, names, of, occupy, rate, strict))
 
     def _take_answer(self, call: _Call, acquired: Acquired, now: float) -> None:
-        if acquired.answer == "granted" and not call.wanted.rate:
+        without = acquired.detail.split("\n") if acquired.detail else []
+        # Where no name has a limit nothing is held, and nobody will give anything back.
+        if acquired.answer == "granted" and not call.wanted.rate and len(without) < len(call.wanted.names):
             self._granted[call.run, call.number] = call
         if acquired.answer != "waiting":
             self._settle(call, ok=True, value=[acquired.answer, acquired.detail])

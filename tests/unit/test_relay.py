@@ -573,6 +573,19 @@ def test_slots_that_are_held_are_taken_again_from_a_server_that_may_have_forgott
     assert relay.is_idle
 
 
+def test_calls_for_what_has_no_limit_are_forgotten_at_once(relay: Relay, store: FakeStore) -> None:
+    """Nobody gives them back, so they stayed until the run's end: after a fail-over each was asked for again."""
+    relay.adopt("child", "r", 1)
+    for number in range(1, 4):
+        store.acquired[number] = Acquired("granted", "db")
+        relay.feed("child", acquire(number), 0.0)
+    relay.flush(0.0)
+    store.asked.clear()
+    relay.hold_again(1.0)
+    relay.flush(1.0)
+    assert store.asked == []
+
+
 def test_a_grant_that_an_earlier_attempt_was_told_of_is_none(relay: Relay, store: FakeStore) -> None:
     """Calls are numbered anew in each attempt, and what a worker is told does not name the attempt."""
     relay.adopt("child", "r", 2)
