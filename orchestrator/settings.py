@@ -41,7 +41,7 @@ class Settings:
 
     home: Path = field(
         default_factory=lambda: Path.home() / ".orch",
-        metadata={"about": "Folder of the private Redis, the profiles and result files."},
+        metadata={"about": "Folder of the private Redis, the profiles and the workers' journals."},
     )
     profile: str = _setting(DEFAULT_PROFILE, "The profile in use.")
     redis_url: str | None = _setting(None, "The Redis or Valkey to use; unset: a private one under home.", secret=True)

@@ -142,6 +142,15 @@ TASK_RUN: View[TaskRun] = View(
 
 LOG: View[LogLine] = View(name=lambda line: line.message, columns=(Column("Message", lambda line: line.message),))
 
+
+def _limit_of_deployment(deployment: Deployment) -> str | None:
+    """The limit, and what becomes of a run beyond it where that is not to wait."""
+    if deployment.concurrency_limit is None:
+        return None
+    strategy = "" if deployment.collision_strategy == "ENQUEUE" else f", {deployment.collision_strategy}"
+    return f"{deployment.concurrency_limit}{strategy}"
+
+
 DEPLOYMENT: View[Deployment] = View(
     name=lambda deployment: deployment.slug,
     empty="There are no deployments. A deployment makes a flow run on workers; create one with: orch init, then orch deploy",
@@ -163,7 +172,7 @@ DEPLOYMENT: View[Deployment] = View(
         Column("Path", lambda deployment: deployment.path),
         Column("Deployed from", lambda deployment: deployment.deployed_from),
         Column("Parameters", lambda deployment: deployment.parameters),
-        Column("Concurrency limit", lambda deployment: deployment.concurrency_limit),
+        Column("Concurrency limit", _limit_of_deployment),
         Column("Crash budget", lambda deployment: deployment.crash_budget),
         Column("Job variables", lambda deployment: deployment.job_variables),
         Column("Created", lambda deployment: deployment.created),

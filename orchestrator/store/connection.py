@@ -263,7 +263,7 @@ def _warnings(info: ServerInfo, configuration: Mapping[str, str]) -> Iterator[st
     if info.appendonly and info.appendfsync == "no":
         yield "appendfsync is no: a crash of the server's machine may lose half a minute. CONFIG SET appendfsync everysec"
     if info.max_bytes and info.used_bytes > 0.8 * info.max_bytes:
-        yield f"Memory is {info.used_bytes / info.max_bytes:.0%} full; at 100% nothing new is taken. Raise maxmemory."
+        yield f"Memory is {info.used_bytes / info.max_bytes:.0%} full; beyond 80% no new runs are taken. Raise maxmemory."
     yield from replication_warnings(info.kind, info.replicas, configuration.get("min-replicas-to-write", ""))
 
 
