@@ -16,6 +16,7 @@ from orchestrator import names, schedules
 from orchestrator.exceptions import StoreUnavailable
 from orchestrator.models import Deployment, Schedule
 from orchestrator.store import Store
+from orchestrator.store.answers import Planned
 from orchestrator.store.failover import Epoch
 
 log = logging.getLogger(__name__)
@@ -66,9 +67,9 @@ def plan_again(store: Store) -> int:
     created = 0
     for deployment in store.deployments.all():
         for schedule in deployment.schedules:
-            if not deployment.paused and schedule.active and schedule.mark is not None:
+            if not deployment.paused and schedule.active:
                 try:
-                    created += _plan_again(store, deployment, schedule, schedule.mark)
+                    created += _plan_until_told(store, deployment, schedule)
                 except StoreUnavailable:
                     raise
                 except Exception:
@@ -78,7 +79,21 @@ def plan_again(store: Store) -> int:
     return created
 
 
-def _plan_again(store: Store, deployment: Deployment, schedule: Schedule, mark: datetime) -> int:
+def _plan_until_told(store: Store, deployment: Deployment, schedule: Schedule) -> int:
+    """As long as planners move the schedule's mark meanwhile, from where they have moved it to. How many were created."""
+    while schedule.mark is not None:
+        planned = _plan_again(store, deployment, schedule, schedule.mark)
+        if planned.answer != "stale":
+            return planned.count
+        same = (found for found in store.deployments.get(deployment.id).schedules if found.slug == schedule.slug)
+        moved = next(same, None)
+        if moved is None or moved.generation != schedule.generation:
+            return 0  # it was changed, and what it had planned is of no interest any more
+        schedule = moved
+    return 0
+
+
+def _plan_again(store: Store, deployment: Deployment, schedule: Schedule, mark: datetime) -> Planned:
     now = store.now()
     since = now - schedules.CATCH_UP
     fires = schedules.fires(schedule, since, until=mark) if mark > since else []
@@ -87,4 +102,4 @@ def _plan_again(store: Store, deployment: Deployment, schedule: Schedule, mark: 
     lost = [(run, names.generate(), fire) for fire, run in ids.items() if run in gone and (fire > now or gone[run])]
     # Also where nothing is missing: the schedule may have fallen out of the list of those that are to be planned.
     next_plan = schedules.next_after(schedule, now)
-    return store.runs.plan(deployment, schedule, lost, mark=mark, next_plan=next_plan).count
+    return store.runs.plan(deployment, schedule, lost, mark=mark, next_plan=next_plan)

@@ -43,8 +43,9 @@ def inside(folder):
 def wait_in(folder):
     """Waits for a line in a named pipe."""
     note(folder, "in")
-    with open(f"{folder}/gate") as gate:
-        gate.readline()
+    gate = os.open(f"{folder}/gate", os.O_RDWR)  # for writing too, so that no line is lost while others wait
+    os.read(gate, len("go\\n"))
+    os.close(gate)
     note(folder, "out")
 
 @flow

@@ -50,8 +50,9 @@ def note(folder: str, pid: int) -> None:
 def wait_at_gate(folder: str) -> None:
     with open(f"{folder}/started", "a") as started:
         started.write(f"{os.getpid()}\\n")
-    with open(f"{folder}/gate") as gate:
-        gate.readline()
+    gate = os.open(f"{folder}/gate", os.O_RDWR)  # for writing too, so that no line is lost while others wait
+    os.read(gate, len("let go\\n"))
+    os.close(gate)
 
 def become_daemon(folder: str) -> None:
     """As daemons do: fork, leave the session, fork again. It ignores every polite signal."""
