@@ -22,6 +22,7 @@ from orchestrator.models import Call
 from orchestrator.states import TRANSITIONS
 from orchestrator.store import streams
 from orchestrator.store.client import Redis, is_of_another_type
+from orchestrator.store.pools import SHARE
 from orchestrator.store.records import PLACE_STATES, defect, read_calls
 
 if TYPE_CHECKING:
@@ -35,8 +36,6 @@ _FIELDS = (
     *("idem", "expires", "reserved", "worker", "history", "calls"),
     *("share", "queue", "prio", "due", "ready", "starts", "crashes", "budget", "at", "started", "ended"),
 )
-SHARE = 100
-"""As in lua/lib/gates.lua: so many runs of one deployment, beyond the first, may stand in a long queue."""
 
 _PERMANENT = tuple(pattern.removesuffix("*") for pattern in PERMANENT if pattern.endswith("*"))
 

@@ -24,6 +24,9 @@ from orchestrator.store.scripts import Scripts
 POOL_TYPES = ("process",)
 """The types of work pool that this release can run."""
 
+SHARE = 100
+"""As in lua/lib/gates.lua: so many runs of one deployment, beyond the first, may stand in a long queue."""
+
 _BATCH = 100
 
 
@@ -222,9 +225,20 @@ class Pools:
             text = name.decode()
             priority, description = msgpack.unpackb(packed)
             gate = settings.get(queue_gate(pool, text), {})
-            depth = sum(int(self._client.xlen(stream)) for stream in self._queue_streams(pool, text))
+            depth = self._depth(pool, text)
             found.append(WorkQueue(text, pool, priority, gate.get("limit"), bool(gate.get("paused")), description, depth))
         return sorted(found, key=lambda queue: (queue.priority, queue.name))
+
+    def _depth(self, pool: str, queue: str) -> int:
+        """How many runs are queued, with those that wait behind their deployment's share of a long queue."""
+        lengths = {priority: int(self._client.xlen(self._keys.queue(pool, queue, priority))) for priority in PRIORITIES}
+        long = [f"share:{pool}:{queue}:{priority}:" for priority, length in lengths.items() if length >= SHARE]
+        deployments = [short.decode() for short in self._client.hvals(self._keys.deployments)] if long else []
+        pipeline = self._client.pipeline(transaction=False)
+        for share in long:
+            for deployment in deployments:
+                pipeline.zcard(self._keys.parked(share + deployment))
+        return sum(lengths.values()) + sum(map(int, pipeline.execute()))
 
     def queue_names(self, pool: str) -> list[str]:
         """Names of a pool's work queues in the order in which workers read them. One round trip."""

@@ -8,7 +8,7 @@ import pytest
 
 from floor import Floor, named
 from orchestrator.keys import new_id
-from orchestrator.models import NewRun
+from orchestrator.models import Deployment, NewRun
 from orchestrator.store.answers import End
 
 
@@ -54,6 +54,15 @@ def test_a_run_behind_its_own_deployments_share_is_parked_and_stays_scheduled(fl
     runs = flood(floor, new_id(), 201)
     assert [floor.place(run)[0] for run in (runs[0], runs[199], runs[200])] == ["queued", "queued", "parked"]
     assert floor.place(runs[200]) == ("parked", "Scheduled")
+
+
+def test_all_runs_of_a_flood_are_said_to_be_queued(floor: Floor) -> None:
+    """Only those within their deployment's share were: 200 of a thousand."""
+    deployments = [floor.store.deployments.save(Deployment(name, "f", "f.py:f", pool="p")).id for name in "ab"]
+    flood(floor, deployments[0], 1000)
+    flood(floor, deployments[1], 150)
+    [queue] = floor.store.pools.queues("p")
+    assert queue.depth == 1150
 
 
 @pytest.mark.parametrize("end", ["cancel", "delete"])
