@@ -395,6 +395,7 @@ class Relay:
                 raise
             except Exception as problem:
                 log.warning("Run %s cannot be recorded: %s", tracked.id, problem)
+                self._drop_calls(tracked.id)
                 self._runs.pop(tracked.id)
                 self._logs.pop(tracked.id, None)
                 self._replies.append(Reply(tracked.child, [protocol.ENDED, tracked.id, "refused"]))
@@ -522,7 +523,7 @@ class Relay:
 
     def _tell_tags(self) -> None:
         if self._told_tags and self._limited_tags is None:
-            self._limited_tags = self._store.limits.tags()
+            self._limited_tags = self._guarded(self._store.limits.tags) or []
         for child, told in self._told_tags.items():
             if told != self._limited_tags:
                 self._told_tags[child] = self._limited_tags
@@ -530,7 +531,7 @@ class Relay:
 
     def _acquire(self, now: float) -> None:
         if self._wake_at is not None and now >= self._wake_at:
-            self._store.runs.wake()
+            self._guarded(self._store.runs.wake)
             self._wake_at = None
             self._ask_first_by_time()
         for key in list(self._to_ask)[:_CALLS_A_TURN]:

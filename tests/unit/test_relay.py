@@ -526,6 +526,15 @@ def test_slots_are_asked_for_under_the_attempt_of_the_run(relay: Relay, store: F
     assert relay.is_idle
 
 
+def test_a_call_of_a_subflow_that_cannot_be_created_is_told_so(relay: Relay, store: FakeStore) -> None:
+    """It failed with the run's id as its message."""
+    store.refuses.add("bad")
+    relay.adopt("child", "r", 1)
+    relay.feed("child", opening("bad", "r"), 0.0)
+    relay.feed("child", acquire(1, "bad"), 0.0)
+    assert sorted(answers(relay.flush(0.0))) == [["answer", 1, True, ["superseded", ""]], ["ended", "bad", "refused"]]
+
+
 def test_a_call_of_a_subflow_waits_until_the_store_knows_the_subflow(relay: Relay, store: FakeStore) -> None:
     relay.adopt("child", "r", 1)
     relay.feed("child", opening("s", "r"), 0.0)
