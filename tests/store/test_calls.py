@@ -487,6 +487,16 @@ def test_a_run_that_becomes_due_cancels_an_older_one_too(floor: Floor) -> None:
     assert floor.place(first) == ("leased", "Cancelling")
 
 
+def test_an_older_run_that_comes_late_does_not_cancel_a_newer_one(floor: Floor) -> None:
+    of = deployed(floor, 1)
+    older = floor.submit(**of)
+    newer = floor.submit(priority="high", **of)
+    assert [run.id for run in floor.claim(1)] == [newer]
+    floor.claim()
+    assert floor.place(newer) == ("leased", "Pending")
+    assert floor.place(older) == ("parked", "AwaitingConcurrencySlot")
+
+
 def test_a_run_that_was_woken_and_not_claimed_makes_way_at_once(floor: Floor) -> None:
     of = deployed(floor, 1)
     first, second = floor.running(**of), floor.submit(**of)

@@ -13,15 +13,20 @@ local function runs_at(gate, key, here)
   return found
 end
 
--- Cancel so many of those that execute, or wait before it, that the newest, with this one, are as many as may execute.
+local function is_older(one, other)
+  return one.due < other.due or one.due == other.due and one.id < other.id
+end
+
+-- Cancel so many of those that execute or wait, and are older than this one, that the newest are as many as may execute.
 local function make_way(run)
   if not present(run.dep) then return end
   local gate = find_gate('deployment:' .. run.dep)
   if gate.strategy ~= 'CANCEL_RUNNING' or not gate.limit or gate.paused or held_gates(run)[gate.name] then return end
   local others = runs_at(gate, 'slots', gate.takers)
   for _, waiter in ipairs(runs_at(gate, 'parked', parked_here[gate.name])) do others[#others + 1] = waiter end
+  table.sort(others, is_older)
   for i = 1, #others + 1 - math.max(1, gate.limit) do
-    if others[i].id ~= run.id then
+    if is_older(others[i], run) then
       cancel_run(others[i], 'A newer run took its place: the strategy of its deployment is CANCEL_RUNNING.')
     end
   end
