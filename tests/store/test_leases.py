@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from floor import Floor, missing_run, named
-from harness import RedisServer, eventually
+from harness import DURABLE, RedisServer, eventually
 from orchestrator import clock
 from orchestrator.keys import shorten
 from orchestrator.models import LogLine, NewRun, TaskRun
@@ -395,7 +395,7 @@ def _line(floor: Floor) -> LogLine:
 
 def test_a_server_that_has_just_come_back_gives_workers_a_lease_to_come_back_too(settings: Settings) -> None:
     """Each run that went on during an outage was charged a crash when a scheduler was back before its worker."""
-    own = RedisServer().start()
+    own = RedisServer(*DURABLE).start()
     try:
         with open_store(replace(settings, redis_url=own.url)) as store:
             store.write_settings(NamespaceSettings(lease=timedelta(seconds=2)))

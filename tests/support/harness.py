@@ -24,6 +24,9 @@ T = TypeVar("T")
 SAFE = ("--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--maxmemory-policy", "noeviction")
 SAFE += ("--hash-max-listpack-value", "512")
 
+DURABLE = (*SAFE, "--appendfsync", "always")
+"""For a server that is killed: under everysec it holds writes back, for two seconds at most, while a slow fsync goes on."""
+
 
 def eventually(predicate: Callable[[], T], timeout: float = 20.0, what: str = "") -> T:
     """Ask until the answer is true, and return it. The one place where tests poll; the timeout is only there to fail."""

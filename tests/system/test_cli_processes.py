@@ -12,7 +12,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from harness import RedisServer, eventually, python
+from harness import DURABLE, RedisServer, eventually, python
 from orch_cli.main import main
 from orchestrator.models import NewRun
 from orchestrator.settings import child_environment
@@ -135,7 +135,7 @@ def test_names_are_completed_from_the_server(orch_home: Path) -> None:
 
 
 def test_watching_goes_on_when_the_server_was_away(orch_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = RedisServer().start()
+    server = RedisServer(*DURABLE).start()
     monkeypatch.setenv("ORCH_REDIS_URL", server.url)
     try:
         with open_store() as store:

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgpack
 import pytest
 
-from harness import RedisServer, eventually, python
+from harness import DURABLE, RedisServer, eventually, python
 from orchestrator.models import RunFilter
 from orchestrator.settings import Settings
 from orchestrator.store import Store, open_store
@@ -400,7 +400,7 @@ def test_a_task_that_waits_while_redis_is_away_goes_on_after_it(
 @pytest.fixture
 def own_server() -> Iterator[RedisServer]:
     """A server to kill and start again."""
-    server = RedisServer().start()
+    server = RedisServer(*DURABLE).start()
     yield server
     server.stop()
 

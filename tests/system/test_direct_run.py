@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import RedisServer, eventually, python
+from harness import DURABLE, RedisServer, eventually, python
 from orchestrator.models import Run, RunFilter
 from orchestrator.settings import Settings
 from orchestrator.store import NamespaceSettings, Store, embedded, open_store
@@ -353,7 +353,7 @@ def test_what_can_never_be_recorded_is_said_once_with_what_to_do(url: str, said:
 
 
 def test_what_happened_while_redis_was_away_is_recorded_when_it_is_back(script: Script) -> None:
-    server = RedisServer().start()
+    server = RedisServer(*DURABLE).start()
     settings = Settings(redis_url=server.url, namespace="n")
     try:
         process = script(
@@ -378,7 +378,7 @@ def test_what_happened_while_redis_was_away_is_recorded_when_it_is_back(script: 
 
 
 def test_a_flow_that_ends_while_redis_is_away_is_recorded_after_its_process_has_gone(script: Script) -> None:
-    server = RedisServer().start()
+    server = RedisServer(*DURABLE).start()
     try:
         process = script(
             WAITING.format(main="waiting()"), ORCH_REDIS_URL=server.url, ORCH_NAMESPACE="n", ORCH_REDIS_TIMEOUT_S="1"

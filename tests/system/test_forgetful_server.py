@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import RedisServer, eventually, python
+from harness import DURABLE, RedisServer, eventually, python
 from orchestrator.settings import Settings
 from orchestrator.store import Store, open_store
 from orchestrator.store.invariants import check
@@ -40,7 +40,7 @@ def waits(folder: str, line: str) -> str:
 @pytest.fixture
 def server() -> Iterator[RedisServer]:
     """A server whose data the test may set back."""
-    server = RedisServer().start()
+    server = RedisServer(*DURABLE).start()
     yield server
     server.stop()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import RedisServer, eventually
+from harness import DURABLE, RedisServer, eventually
 from orch_workers.base import WorkerOptions
 from orch_workers.runner import run_worker
 from orchestrator.exceptions import ConfigurationError, InvalidName, ObjectNotFound, Refused
@@ -582,7 +582,7 @@ def test_runs_that_do_not_end_in_time_are_handed_back_without_a_crash(
 
 
 def test_a_third_ctrl_c_exits_even_while_redis_hangs(folder: Path, tmp_path: Path) -> None:
-    server = RedisServer().start()
+    server = RedisServer(*DURABLE).start()
     settings = Settings(home=tmp_path, redis_url=server.url, redis_timeout_s=0.5)
     try:
         with open_store(settings) as store:
@@ -607,7 +607,7 @@ def test_a_third_ctrl_c_exits_even_while_redis_hangs(folder: Path, tmp_path: Pat
 @pytest.fixture
 def own_server() -> Iterator[RedisServer]:
     """A server of the test's own, to mistreat."""
-    server = RedisServer().start()
+    server = RedisServer(*DURABLE).start()
     yield server
     server.stop()
 

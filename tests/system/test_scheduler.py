@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import RedisServer, eventually, python
+from harness import DURABLE, RedisServer, eventually, python
 from orchestrator.models import Deployment, NewRun, Schedule
 from orchestrator.settings import Settings, environment
 from orchestrator.store import Store, embedded, open_store
@@ -78,7 +78,7 @@ def test_no_fire_is_missed_or_doubled_while_schedulers_are_killed(store: Store, 
 
 
 def test_a_scheduler_goes_on_by_itself_when_redis_comes_back(start: Start, settings: Settings) -> None:
-    own = RedisServer().start()
+    own = RedisServer(*DURABLE).start()
     try:
         elsewhere = Settings(home=settings.home, redis_url=own.url, namespace=settings.namespace)
         with open_store(elsewhere) as store:

@@ -60,7 +60,7 @@ def refuse(recording: Recording, *answer: str) -> None:
 def test_a_block_asks_for_its_slots_and_gives_them_back(recording: Recording) -> None:
     def code() -> None:
         with concurrency(["db", "api", "db"], occupy=2, strict=True):
-            assert [frame[0] for frame in recording.frames][-1] == "acquire"
+            assert [frame[0] for frame in recording.frames if frame[0] in ("acquire", "release")] == ["acquire"]
 
     run(code)
     assert calls_of(recording) == [Wanted("global", ["db", "api"], 2, False, True, True)]
