@@ -1,6 +1,7 @@
 -- Slots for code that runs: all of them, or a place among those who wait for them.
 --
--- The same call again is answered as it stands, or that it can never be: its limit was lowered since. Whoever waits at a limit before this call goes before it.
+-- The same call again is answered as it stands, or that it can never be: its limit was lowered since. Whoever waits at a limit
+-- before this call goes before it.
 --
 -- FLAGS allow-oom
 -- USES core gates runs places calls
@@ -20,7 +21,7 @@ local MOST_SLOTS = 1000
 
 local found = load_run(run)
 if not found then return {'superseded', 0} end
-if found.place ~= 'leased' or found.attempt ~= attempt then return {'superseded', found.attempt} end
+if not is_leased(found, attempt) then return {'superseded', found.attempt} end
 
 -- What a call that waits is told: the limit with its figures, and when to wake it where nobody else would.
 local function waiting(gate)

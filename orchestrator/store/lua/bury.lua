@@ -9,9 +9,7 @@
 local found = load_run(run)
 if not found then return 0 end
 leave_and_free(found)
-for _, key in ipairs(index_keys(found)) do write('ZREM', key, found.id) end
-write('ZREM', index_key('state', found.state), found.id)
-if present(found.expires) then write('ZREM', prefix .. 'expires', found.id) end
+leave_indexes(found)
 set(found, 'place', 'malformed')
 let_expire(found)
 dead_letter('', '', found.id, why, found.name .. ' of ' .. found.flow)

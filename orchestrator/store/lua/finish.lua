@@ -21,7 +21,7 @@ end
 local function finish(run, attempt, asked, label, message, result, retry_ms, ago_ms)
   if not run then return {'superseded', 0} end
   local state = end_state(run, asked)
-  if run.place ~= 'leased' or run.attempt ~= attempt or (worker ~= '' and run.worker ~= worker) then
+  if not is_leased(run, attempt, worker) then
     if run.outcome == attempt .. ' ' .. state then return {'again', state} end
     return {'superseded', run.attempt}
   end

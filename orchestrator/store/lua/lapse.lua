@@ -121,6 +121,6 @@ if run == '' then
   return server_is_young() and {0, 0, 0, 0, 1, 0, now} or sweep()
 end
 local found = load_run(run)
-if found and found.place == 'leased' and found.attempt == attempt then lapse(found) end
+if found and is_leased(found, attempt) then lapse(found) end
 wake_freed()
 return {requeued, crashed, cancelled, 1, 0, 0, now}

@@ -11,7 +11,7 @@
 
 local found = load_run(run)
 if not found then return {'missing', ''} end
-if found.place ~= 'leased' or found.attempt ~= attempt then return {'superseded', found.attempt} end
+if not is_leased(found, attempt) then return {'superseded', found.attempt} end
 if not allows(found.state, state) or not present(found.pool) then return {'refused', found.state} end
 record_outcome(found, state)
 leave_and_free(found)

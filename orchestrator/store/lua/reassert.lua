@@ -34,7 +34,7 @@ end
 
 -- Someone else's that must not be touched: a later attempt, or the same number given out twice.
 local function is_taken(run, attempt)
-  return run.attempt > attempt or (run.place == 'leased' and run.attempt == attempt and run.worker ~= worker)
+  return run.attempt > attempt or (is_leased(run, attempt) and run.worker ~= worker)
 end
 
 local function taken(run)
@@ -89,22 +89,14 @@ local function assert_end(run, attempt, state, label, message, result, ended_ms,
   return {'restored', ''}
 end
 
--- The first limit that has no room for a run, which is about to give back what it holds itself. A pause stops nobody who runs.
-local function full_gate(run)
-  local held = held_gates(run)
-  for _, gate in ipairs(gates_of(run)) do
-    if gate.limit and not held[gate.name] and gate.used >= gate.limit then return gate end
-  end
-end
-
 local function assert_held(run, attempt, has_started)
-  if run.place == 'leased' and run.attempt == attempt and run.worker == worker then
+  if is_leased(run, attempt, worker) then
     write('ZADD', prefix .. 'leases', now + lease_ms, run.id)
     return {'ok', ''}
   end
   if is_taken(run, attempt) or (run.place == 'leased' and run.worker ~= worker) then return taken(run) end
   if run.place == 'ended' or run.attempt == attempt then return {'other', run.state} end
-  local gate = full_gate(run)
+  local gate = refusal(run, true)
   if gate then
     report('twice', run.id, 'by', worker, 'limit', title(gate))
     return {'full', title(gate)}

@@ -9,7 +9,7 @@ local count = 0
 for _, item in ipairs(calls) do
   local run = load_run(item[1])
   local call, place
-  if run and run.place == 'leased' and run.attempt == item[2] then call, place = call_of(run, item[3]) end
+  if run and is_leased(run, item[2]) then call, place = call_of(run, item[3]) end
   if call then
     free_call(run, call)
     table.remove(calls_of(run), place)

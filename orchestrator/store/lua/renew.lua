@@ -15,7 +15,7 @@ for i, item in ipairs(items) do
     answers[i] = 'lost'
   elseif run.place == 'ended' and run.attempt == item[2] then
     answers[i] = 'ended'
-  elseif run.place ~= 'leased' or run.attempt ~= item[2] or (worker ~= '' and run.worker ~= worker) or not redis.call('ZSCORE', prefix .. 'leases', run.id) then
+  elseif not is_leased(run, item[2], worker) or not redis.call('ZSCORE', prefix .. 'leases', run.id) then
     answers[i] = 'lost'
   else
     write('ZADD', prefix .. 'leases', now + lease_ms, run.id)

@@ -23,7 +23,7 @@ local ENDS = {Completed = true, Failed = true, Crashed = true, Cancelled = true}
 
 local found = load_run(run)
 if not found then return {'missing', ''} end
-if attempt > 0 and (found.place ~= 'leased' or found.attempt ~= attempt) then return {'superseded', found.attempt} end
+if attempt > 0 and not is_leased(found, attempt) then return {'superseded', found.attempt} end
 local before = found.state
 if found.place == 'ended' or not REACHABLE[state] or not allows(before, state) or (state == 'Running' and attempt == 0) then
   return {'refused', before}

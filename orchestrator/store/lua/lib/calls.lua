@@ -1,8 +1,8 @@
 -- Calls: slots that running code asks for, `concurrency()`, `rate_limit()` and task runs with tags.
 --
 -- A call belongs to an attempt of a run that is leased, and dies with it. The run's field `calls` lists them, msgpack:
--- {number, kind, slots, the gate that it waits at or '', since when in ms, {gates}}, the kind being code or task. The gates are those that
--- a waiting call asks, and those where one that was granted has its slots: not a rate limit, whose slots come back by time.
+-- {number, kind, slots, the gate that it waits at or '', since when in ms, {gates}}, the kind being code or task. The gates are those
+-- that a waiting call asks, and those where one that was granted has its slots: not a rate limit, whose slots come back by time.
 
 local CALL = {number = 1, kind = 2, slots = 3, waits = 4, since = 5, gates = 6}
 
@@ -20,6 +20,13 @@ local function call_of(run, number)
   for i, call in ipairs(calls_of(run)) do
     if call[CALL.number] == number then return call, i end
   end
+end
+
+-- The run and the call that a waiter's or a slot's name begins with, as long as that attempt is leased; else nil.
+local function read_name(name)
+  local id, attempt, number = string.match(name, '^([^:]+):(%d+):(%d+)')
+  local run = id and load_run(id)
+  if run and is_leased(run, tonumber(attempt)) then return run, call_of(run, tonumber(number)) end
 end
 
 local function waiter_name(run, call)
@@ -121,7 +128,7 @@ local function holds(gate, member)
   local run = id and load_run(id)
   if not run then return false end
   if number ~= '0' then
-    local call = run.place == 'leased' and run.attempt == tonumber(attempt) and call_of(run, tonumber(number))
+    local _, call = read_name(member)
     if not call or call[CALL.waits] ~= '' then return false end
     for _, name in ipairs(call[CALL.gates]) do
       if name == gate then return true end
@@ -131,15 +138,15 @@ local function holds(gate, member)
   if string.sub(gate, 1, 6) == 'share:' then return run.place == 'queued' and present(run.share) and share_of(run).name == gate end
   if not held_gates(run)[gate] then return false end
   if present(run.reserved) then return run.attempt + 1 == tonumber(attempt) end
-  return run.place == 'leased' and run.attempt == tonumber(attempt)
+  return is_leased(run, tonumber(attempt))
 end
 
 -- Whether what stands among a gate's waiters waits there: a run, or a call of one.
 local function waits_at(gate, member)
-  local id, attempt, number = string.match(member, '^([^:]+):(%d+):(%d+)$')
-  local run = load_run(id or member)
-  if not run then return false end
-  if not id then return run.place == 'parked' and run.gate == gate end
-  local call = run.place == 'leased' and run.attempt == tonumber(attempt) and call_of(run, tonumber(number))
-  return call and call[CALL.waits] == gate
+  if string.find(member, ':', 1, true) then
+    local _, call = read_name(member)
+    return call and call[CALL.waits] == gate
+  end
+  local run = load_run(member)
+  return run and run.place == 'parked' and run.gate == gate
 end

@@ -107,11 +107,12 @@ local function held_gates(run)
   return held
 end
 
--- The first gate that does not let the run through, or nil. A slot that is reserved for the run lets it through.
-local function refusal(run)
+-- The first gate that does not let the run through, or nil. A slot that is reserved for the run lets it through, and a pause stops
+-- nobody who `runs` already.
+local function refusal(run, runs)
   local held = held_gates(run)
   for _, gate in ipairs(gates_of(run)) do
-    if gate.paused then return gate end
+    if gate.paused and not runs then return gate end
     if gate.limit and not held[gate.name] and gate.used >= gate.limit then return gate end
   end
 end

@@ -5,7 +5,8 @@
 local REPORTED = 1000
 local reported = {}
 
--- Report a run once a kind and epoch, however many tell of it; `...` are further fields of the event.
+-- Report a run once a kind and epoch, however many tell of it, as long as its id is among those kept; `...` are further fields of
+-- the event.
 local function report(kind, id, ...)
   local known = reported[kind]
   if not known then

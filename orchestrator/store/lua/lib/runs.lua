@@ -155,6 +155,11 @@ local function load_run(id)
   return run
 end
 
+-- Whether the run is leased under this attempt and, where one is named, by this worker: what every report of an attempt needs.
+local function is_leased(run, attempt, worker)
+  return run.place == 'leased' and run.attempt == attempt and (not present(worker) or run.worker == worker)
+end
+
 local function index_key(of, value)
   return prefix .. 'index:' .. of .. ':' .. value
 end
@@ -220,11 +225,15 @@ local function new_run(id, fields, tags, due)
   return run
 end
 
--- Remove every trace of a run that is in no place any more, or has ended.
-local function forget(run)
+local function leave_indexes(run)
   for _, key in ipairs(index_keys(run)) do write('ZREM', key, run.id) end
   write('ZREM', index_key('state', run.state), run.id)
   if present(run.expires) then write('ZREM', prefix .. 'expires', run.id) end
+end
+
+-- Remove every trace of a run that is in no place any more, or has ended.
+local function forget(run)
+  leave_indexes(run)
   for _, key in ipairs(kept_keys(run)) do write('DEL', key) end
   run.deleted = true
   loaded[run.id] = false

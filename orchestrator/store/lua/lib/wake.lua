@@ -61,9 +61,7 @@ local function ask_run(gate, member, score)
 end
 
 local function ask_call(gate, member, score)
-  local id, attempt, number = string.match(member, '^([^:]+):(%d+):(%d+)$')
-  local run = load_run(id)
-  local call = run and run.place == 'leased' and run.attempt == tonumber(attempt) and call_of(run, tonumber(number))
+  local run, call = read_name(member)
   if not call then
     write('ZREM', prefix .. 'parked:' .. gate.name, member)
     return true, 1, 0
