@@ -78,10 +78,14 @@ def _parse(name: str, source: str, library: Callable[[str], str]) -> Script:
     parts += ["local prefix, now = KEYS[1], tonumber(ARGV[1])\n"]
     parts += ["if not now then local t = redis.call('TIME'); now = t[1] * 1000 + math.floor(t[2] / 1000) end\n"]
     parts += [f"local RETENTION_MS, EVENTS_KEPT = {RETENTION_MS}, {EVENTS_KEPT}\n", _lua_table()]
-    parts += [library(part) for part in uses]
+    # Each part stands in a function of its own. A local of the enclosing function is captured at once; for one of the same
+    # function Lua walks along all that were captured before, and with seven parts in a row that was half of a call's fixed cost.
+    for part in uses:
+        parts += [library(part), "return (function()\n"]
     read = {"str": "ARGV[{}]", "int": "tonumber(ARGV[{}])", "packed": "cmsgpack.unpack(ARGV[{}])"}
     parts += [f"local {argument} = {read[kind].format(i)}\n" for i, (argument, kind) in enumerate(arguments, 2)]
     parts += ["local function body()\n", source, "\nend\nlocal answer = body()\ncommit()\nreturn answer\n"]
+    parts += ["end)()\n" * len(uses)]
     text = "".join(parts)
     return Script(name, arguments, text, hashlib.sha1(text.encode()).hexdigest())  # noqa: S324 - Redis's own address of a script
 
