@@ -2,7 +2,7 @@
 
     OrchError
     ├── StoreUnavailable        Redis cannot be reached, or went away and did not come back in time
-    │   └── NotReplicated       written, but no replica has confirmed it; see the durability of a namespace
+    │   ├── NotReplicated       written, but no replica has confirmed it; see the durability of a namespace
     │   └── StoreFull           its memory is so full that it takes no new runs; those that it has go on
     ├── UnsuitableServer        Redis answers, but is too old or set up so that it would lose runs
     ├── DataGone                Redis answers, but the namespace that was there is not there any more

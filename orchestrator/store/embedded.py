@@ -2,7 +2,7 @@
 
 Layout of ORCH_HOME, readable by its owner only::
 
-    data/          the server's folder: its append-only files
+    data/           the server's folder: its append-only files
     server.json     who started the server last, and where its socket is
     server.lock     flock'ed by the server process itself, so the lock ends exactly when the server does
     server.log      what the server says
