@@ -86,12 +86,7 @@ def fires(schedule: Schedule, after: datetime, *, count: int | None = None, unti
     """
     if count is None and until is None:
         raise ValueError("fires() needs a count or an until; a schedule never ends by itself.")
-    found: list[datetime] = []
-    for instant in islice(_instants(schedule, after), count):
-        if until is not None and instant > until:
-            break
-        found.append(instant)
-    return found
+    return list(islice(_instants(schedule, after) if until is None else walk(schedule, after, until), count))
 
 
 def walk(schedule: Schedule, after: datetime, until: datetime) -> Iterator[datetime]:
