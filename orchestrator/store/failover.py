@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import logging
 import secrets
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -124,7 +123,6 @@ class Failover:
         self._scripts = scripts
         self._keys = names
         self._lease_ms = round(lease / timedelta(milliseconds=1))
-        self._lock = threading.Lock()
         self._known = _read_epoch(stored)
 
     @property
@@ -174,8 +172,7 @@ class Failover:
         if answer == b"none":
             return None
         epoch = _epoch_of([field.decode() for field in fields])
-        with self._lock:
-            self._known = epoch
+        self._known = epoch
         if fields[-2] == b"1" and epoch.number > 1:
             facts = {"action": "failover", **_facts(epoch)}
             log.warning("Redis is another server now (%s); epoch %d begins", epoch.how, epoch.number, extra=facts)
@@ -206,10 +203,9 @@ class Failover:
         def ids(kind: bytes) -> tuple[str, ...]:
             return tuple(lengthen(short) for short in stored.get(kind, b"").split())
 
-        mended = stored.get(b"mended")
         return Report(
             epoch=epoch,
-            mended=int(mended) if mended is not None else None if stored.get(b"mended_in") != stored[b"number"] else 0,
+            mended=int(stored.get(b"mended", 0)) if stored.get(b"mended_in") == stored[b"number"] else None,
             lost=ids(b"lost"),
             lost_count=int(stored.get(b"lost_count", 0)),
             twice=ids(b"twice"),
