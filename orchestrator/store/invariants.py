@@ -23,7 +23,7 @@ from orchestrator.states import TRANSITIONS
 from orchestrator.store import streams
 from orchestrator.store.client import Redis, is_of_another_type
 from orchestrator.store.pools import SHARE
-from orchestrator.store.records import PLACE_STATES, defect, read_calls
+from orchestrator.store.records import defect, read_calls
 
 if TYPE_CHECKING:
     from orchestrator.store import Store
@@ -174,10 +174,6 @@ def _may_expire(run: _Run) -> bool:
 
 
 def _state_problems(run: _Run) -> Iterator[str]:
-    if run["place"] not in PLACE_STATES:
-        yield f"is in no place (place {run['place']!r})"
-    elif run["state"] not in PLACE_STATES[run["place"]]:
-        yield f"is {run['place']} and {run['state']}"
     if bool(run["gate"]) != (run["place"] == "parked"):
         yield f"is {run['place']} and waits at the gate {run['gate']!r}"
     if run["place"] == "leased" and not run["worker"]:
