@@ -14,6 +14,7 @@ import hashlib
 import os
 import re
 import unicodedata
+from collections.abc import Iterable
 
 from orchestrator import clock
 from orchestrator.exceptions import InvalidName
@@ -163,6 +164,10 @@ class Keys:
     def resumed(self, pool: str) -> str:
         """stream: run messages of one pool that are read before all others."""
         return f"{self.prefix}resumed:{pool}"
+
+    def streams(self, pool: str, queues: Iterable[str]) -> list[str]:
+        """The streams that a worker of these work queues reads, in order."""
+        return [self.resumed(pool), *(self.queue(pool, queue, priority) for queue in queues for priority in PRIORITIES)]
 
     def control(self, worker: str) -> str:
         """stream: what one worker is told while it works (cancel these runs)."""

@@ -271,6 +271,10 @@ class Worker:
     clock_skew: timedelta
     agreed: dict[str, str] = field(default_factory=dict)
 
+    def polls(self, queue: str) -> bool:
+        """Whether it takes runs of this work queue of its pool: it was told of no queues, or of this one."""
+        return not self.queues or queue in self.queues
+
 
 @dataclass(slots=True)
 class Scheduler:

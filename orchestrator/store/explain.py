@@ -9,7 +9,7 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from orchestrator import clock
-from orchestrator.keys import PRIORITIES, lengthen, shorten
+from orchestrator.keys import lengthen, shorten
 from orchestrator.models import Call, Gate, Run, Worker, WorkPool
 from orchestrator.store.client import Redis
 from orchestrator.store.watch import PATIENCE
@@ -272,7 +272,7 @@ def _polling(store: Store, run: Run) -> list[Worker] | Explanation:
         who = "The only worker" if len(alive) == 1 else f"All {len(alive)} workers"
         drain = "drains and takes" if len(alive) == 1 else "drain and take"
         return Explanation("workers_draining", f"{who} of work pool '{run.pool}' {drain} no new runs.", start)
-    polling = [worker for worker in taking if not worker.queues or run.queue in worker.queues]
+    polling = [worker for worker in taking if worker.polls(run.queue)]
     if not polling:
         return Explanation(
             "queue_not_polled",
@@ -314,8 +314,7 @@ def _runs_before(store: Store, run: Run, pool: WorkPool) -> int:
     if not stored:
         return 0
     message, _, stream = stored.decode().partition(" ")
-    order = [queue.name for queue in pool.queues]
-    names = [store.keys.resumed(pool.name), *(store.keys.queue(pool.name, queue, p) for queue in order for p in PRIORITIES)]
+    names = store.keys.streams(pool.name, [queue.name for queue in pool.queues])
     own = store.keys.prefix + stream
     earlier = sum(client.xlen(name) for name in names[: names.index(own)]) if own in names else 0
     return int(earlier) + len(client.xrange(own, "-", f"({message}", count=_COUNTED))

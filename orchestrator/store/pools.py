@@ -202,19 +202,19 @@ class Pools:
         return self.get_queue(pool, name)
 
     def _create_queue(self, pool: str, queue: WorkQueue, fields: Sequence[Any]) -> str:
-        streams = [*self._queue_streams(pool, queue.name), self._keys.resumed(pool)]
         answer: bytes = self._scripts.call(
             "create_pool",
             pool=pool,
             fields=list(fields),
             queue=queue.name,
             packed_queue=msgpack.packb([queue.priority, queue.description]),
-            streams=[stream.removeprefix(self._keys.prefix) for stream in streams],
+            streams=self._below(pool, [queue.name]),
         )
         return answer.decode()
 
-    def _queue_streams(self, pool: str, queue: str) -> list[str]:
-        return [self._keys.queue(pool, queue, priority) for priority in PRIORITIES]
+    def _below(self, pool: str, queues: Sequence[str]) -> list[str]:
+        """The streams of work queues, below the prefix, as scripts take them."""
+        return [stream.removeprefix(self._keys.prefix) for stream in self._keys.streams(pool, queues)]
 
     def queues(self, pool: str) -> list[WorkQueue]:
         """A pool's work queues in the order in which workers read them."""
@@ -346,9 +346,8 @@ class Pools:
 
     def leave(self, worker: Worker | str, pool: str, queues: Sequence[str]) -> None:
         """A worker is gone for good: it and its consumers disappear. By a mere name, whoever has it; else only that worker."""
-        streams = [self._keys.resumed(pool), *(s for queue in queues for s in self._queue_streams(pool, queue))]
         name, own = (worker, []) if isinstance(worker, str) else (worker.name, _identity(worker))
-        below = [stream.removeprefix(self._keys.prefix) for stream in streams]
+        below = self._below(pool, queues)
         self._scripts.call("leave", kind="workers", name=name, streams=below, own=own)
 
     def scheduler_leaves(self, name: str) -> None:
@@ -389,9 +388,7 @@ class Pools:
         """
         dropped = 0
         for pool in self.names():
-            queues = self.queue_names(pool)
-            streams = [self._keys.resumed(pool), *(s for queue in queues for s in self._queue_streams(pool, queue))]
-            below = [stream.removeprefix(self._keys.prefix) for stream in streams]
+            below = self._below(pool, self.queue_names(pool))
             while count := int(self._scripts.call("drop_consumers", streams=below, alive_ms=self._silence_ms, limit=_BATCH)):
                 dropped += count
         return dropped
@@ -401,7 +398,7 @@ class Pools:
         before = self._scripts.now_ms() - round(silence / timedelta(milliseconds=1))
         silent = self._client.zrange(self._keys.workers, "-inf", before, byscore=True, offset=0, num=10 * _BATCH)
         gone = [name.decode() for name in silent]
-        pools = [(pool, [queue.name for queue in self.queues(pool)]) for pool in self.names()] if gone else []
+        pools = [(pool, self.queue_names(pool)) for pool in self.names()] if gone else []
         for name in gone:
             for pool, queues in pools:
                 self.leave(name, pool, queues)
@@ -439,7 +436,7 @@ class Pools:
 
         ``recover`` reads, without blocking, what this worker was handed before its connection broke.
         """
-        streams = [self._keys.resumed(pool), *(s for queue in queues for s in self._queue_streams(pool, queue))]
+        streams = self._keys.streams(pool, queues)
         block_ms = None if recover else max(1, round(block / timedelta(milliseconds=1)))
         from_id = "0" if recover else ">"
         reply = self._blocking.xreadgroup(

@@ -257,8 +257,7 @@ class Runs:
 
     def streams(self, pool: str, queues: Sequence[str]) -> list[str]:
         """The streams, below the prefix, that a worker of these queues reads, in order."""
-        names = [self._keys.resumed(pool), *(self._keys.queue(pool, q, p) for q in queues for p in keys.PRIORITIES)]
-        return [name.removeprefix(self._keys.prefix) for name in names]
+        return [name.removeprefix(self._keys.prefix) for name in self._keys.streams(pool, queues)]
 
     def _claim_arguments(
         self, worker: str, pool: str, queues: Sequence[str], free: int, delivered: Sequence[Delivery], start: bool

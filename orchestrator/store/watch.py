@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from orchestrator import clock
 from orchestrator.keys import GROUP, PRIORITIES
 from orchestrator.models import Worker
+from orchestrator.store.limits import pool_gate, queue_gate
 
 if TYPE_CHECKING:
     from orchestrator.store import Store
@@ -89,7 +90,7 @@ def look(store: Store, patience: timedelta = PATIENCE) -> Look:
     workers = [worker for worker in store.pools.workers() if worker.status == "ONLINE" and worker.running < worker.limit]
     for pool in store.pools.names():
         able = [worker for worker in workers if worker.pool == pool]
-        if able and not store.limits.get(f"pool:{pool}", shown=0).paused:
+        if able and not store.limits.get(pool_gate(pool), shown=0).paused:
             heads = _heads(store, pool)
             progress[pool] = tuple(delivered for head in heads for delivered in head.delivered)
             found += _stalls(store, pool, heads, able, before)
@@ -148,8 +149,8 @@ def _stalls(store: Store, pool: str, heads: Sequence[_Head], able: Sequence[Work
     for head in heads:
         if head.since is None or head.since > before:
             continue
-        polling = [worker for worker in able if not head.queue or not worker.queues or head.queue in worker.queues]
-        if polling and not (head.queue and store.limits.get(f"queue:{pool}:{head.queue}", shown=0).paused):
+        polling = [worker for worker in able if not head.queue or worker.polls(head.queue)]
+        if polling and not (head.queue and store.limits.get(queue_gate(pool, head.queue), shown=0).paused):
             names = tuple(worker.name for worker in polling)
             free = sum(worker.limit - worker.running for worker in polling)
             yield Stall(pool, head.queue, head.since, head.waiting, names, free)
