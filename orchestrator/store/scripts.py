@@ -79,7 +79,7 @@ def _parse(name: str, source: str, library: Callable[[str], str]) -> Script:
     parts += ["if not now then local t = redis.call('TIME'); now = t[1] * 1000 + math.floor(t[2] / 1000) end\n"]
     parts += [f"local RETENTION_MS, EVENTS_KEPT = {RETENTION_MS}, {EVENTS_KEPT}\n", _lua_table()]
     # Each part stands in a function of its own. A local of the enclosing function is captured at once; for one of the same
-    # function Lua walks along all that were captured before, and with seven parts in a row that was half of a call's fixed cost.
+    # function Lua walks along all that were captured before: with seven parts in a row, half of a call's fixed cost.
     for part in uses:
         parts += [library(part), "return (function()\n"]
     read = {"str": "ARGV[{}]", "int": "tonumber(ARGV[{}])", "packed": "cmsgpack.unpack(ARGV[{}])"}
