@@ -26,6 +26,23 @@ sys.exit(run_worker(WorkerOptions(announce=lambda sentence: print(sentence, file
 """
 
 
+WAITING = '''
+import os
+
+def note_start(folder: str) -> None:
+    with open(f"{folder}/started", "a") as started:
+        started.write(f"{os.getpid()}\\n")
+
+def wait_at_gate(folder: str) -> str:
+    """Waits for a line in a named pipe. Of several that wait there, a line lets one go."""
+    gate = os.open(f"{folder}/gate", os.O_RDWR)  # for writing too, so that no line is lost while others wait
+    line = os.read(gate, len("let go\\n"))
+    os.close(gate)
+    return line.decode().strip()
+'''
+"""What flows of tests begin with that wait until they are ``let_go``."""
+
+
 class WorkerProcess:
     """One worker, ``options`` as in WorkerOptions (durations as text of Python: they cross a command line)."""
 
@@ -92,6 +109,31 @@ def worker(settings: Settings, pool: str = "pool", **options: Any) -> Iterator[W
         yield started
     finally:
         started.end()
+
+
+def make_project(folder: Path, flows: str) -> Path:
+    """Make a folder a project: ``flows``, which may wait as in WAITING, in ``flows.py``, and the gate at which they do."""
+    folder.mkdir(exist_ok=True)
+    (folder / "flows.py").write_text(WAITING + flows)
+    os.mkfifo(folder / "gate")
+    return folder
+
+
+def let_go(folder: Path) -> None:
+    """Let one body go that waits at the gate."""
+    with (folder / "gate").open("w") as gate:
+        gate.write("let go\n")
+
+
+def numbers(file: Path) -> list[int]:
+    """The process numbers in a file, none before it is there."""
+    return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+
+def wait_for_start(folder: Path, count: int = 1) -> int:
+    """Wait until so many bodies have noted their start; the process of the last."""
+    eventually(lambda: len(numbers(folder / "started")) >= count, what=f"{count} starts")
+    return numbers(folder / "started")[count - 1]
 
 
 def deploy(store: Store, folder: Path, function: str, *, name: str = "test", **fields: Any) -> Deployment:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from harness import DURABLE, RedisServer, eventually, python
 from orchestrator.models import RunFilter
 from orchestrator.settings import Settings
 from orchestrator.store import Store, open_store
-from worker_processes import WorkerProcess, deploy, kill, log_of, submit, wait_for_end, worker
+from worker_processes import WorkerProcess, deploy, kill, let_go, log_of, make_project, submit, wait_for_end, worker
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -41,11 +40,8 @@ def inside(folder):
     note(folder, "out")
 
 def wait_in(folder):
-    """Waits for a line in a named pipe."""
     note(folder, "in")
-    gate = os.open(f"{folder}/gate", os.O_RDWR)  # for writing too, so that no line is lost while others wait
-    os.read(gate, len("go\\n"))
-    os.close(gate)
+    wait_at_gate(folder)
     note(folder, "out")
 
 @flow
@@ -121,22 +117,14 @@ if __name__ == "__main__":
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Where flows note what they do, and wait for the gate."""
-    (tmp_path / "flows.py").write_text(FLOWS)
     (tmp_path / "ledger").touch()
-    os.mkfifo(tmp_path / "gate")
-    return tmp_path
+    return make_project(tmp_path, FLOWS)
 
 
 @pytest.fixture(autouse=True)
 def pool(store: Store) -> None:
     """Where the workers of these tests work."""
     store.pools.create("pool")
-
-
-def let_go(folder: Path) -> None:
-    """Let one waiting body end."""
-    with (folder / "gate").open("w") as gate:
-        gate.write("go\n")
 
 
 def ledger(folder: Path) -> list[tuple[str, int]]:

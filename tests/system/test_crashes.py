@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -27,9 +26,13 @@ from worker_processes import (
     environment_of,
     is_alive,
     kill,
+    let_go,
     log_of,
+    make_project,
+    numbers,
     submit,
     wait_for_end,
+    wait_for_start,
     wait_until_gone,
     worker,
 )
@@ -46,13 +49,6 @@ from orchestrator import flow
 def note(folder: str, pid: int) -> None:
     with open(f"{folder}/pids", "a") as pids:
         pids.write(f"{pid}\\n")
-
-def wait_at_gate(folder: str) -> None:
-    with open(f"{folder}/started", "a") as started:
-        started.write(f"{os.getpid()}\\n")
-    gate = os.open(f"{folder}/gate", os.O_RDWR)  # for writing too, so that no line is lost while others wait
-    os.read(gate, len("let go\\n"))
-    os.close(gate)
 
 def become_daemon(folder: str) -> None:
     """As daemons do: fork, leave the session, fork again. It ignores every polite signal."""
@@ -78,7 +74,7 @@ def leaves_daemons(folder: str, then: str = "return") -> None:
     while not Path(folder, "pids").exists() or len(Path(folder, "pids").read_text().split()) < 2:
         pass
     if then == "wait":
-        wait_at_gate(folder)
+        waits.fn(folder)
     elif then == "exit":
         os._exit(3)
 
@@ -88,6 +84,7 @@ def answers() -> int:
 
 @flow
 def waits(folder: str) -> None:
+    note_start(folder)
     wait_at_gate(folder)
 
 @flow
@@ -121,11 +118,7 @@ def takes_too_much_memory(how: str) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A project with ``flows.py`` and a named pipe called gate."""
-    folder = tmp_path / "project"
-    folder.mkdir()
-    (folder / "flows.py").write_text(FLOWS)
-    os.mkfifo(folder / "gate")
-    return folder
+    return make_project(tmp_path / "project", FLOWS)
 
 
 @contextmanager
@@ -142,25 +135,9 @@ def scheduler(settings: Settings) -> Iterator[None]:
             thread.join(30)
 
 
-def numbers(file: Path) -> list[int]:
-    """The process numbers in a file, none before it is there."""
-    return [int(line) for line in file.read_text().split()] if file.exists() else []
-
-
 def wait_for_daemons(folder: Path) -> list[int]:
     """The daemon and the program that it has started."""
     return eventually(lambda: found if len(found := numbers(folder / "pids")) == 2 else None, what="the daemons") or []
-
-
-def wait_for_start(folder: Path, count: int = 1) -> int:
-    """Wait until so many bodies wait at the gate; the process of the last."""
-    eventually(lambda: len(numbers(folder / "started")) >= count, what=f"{count} starts")
-    return numbers(folder / "started")[count - 1]
-
-
-def let_go(folder: Path) -> None:
-    with (folder / "gate").open("w") as gate:
-        gate.write("let go\n")
 
 
 # -- what a run leaves behind

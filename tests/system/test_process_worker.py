@@ -26,9 +26,12 @@ from worker_processes import (
     descendants_of,
     is_alive,
     kill,
+    let_go,
     log_of,
+    make_project,
     submit,
     wait_for_end,
+    wait_for_start,
     wait_for_state,
     wait_until_gone,
     worker,
@@ -51,11 +54,8 @@ def answers(x: int = 41) -> int:
 
 @flow
 def waits(folder: str) -> str:
-    """Appends its pid to a file, then waits for a line in a named pipe. Of several that wait there, a line lets one go."""
-    with open(f"{folder}/started", "a") as started:
-        started.write(f"{os.getpid()}\\n")
-    gate = os.open(f"{folder}/gate", os.O_RDWR)  # for writing too, so that no line is lost while others wait
-    return os.read(gate, len("let go\\n")).decode().strip()
+    note_start(folder)
+    return wait_at_gate(folder)
 
 @flow
 def waits_with_a_child(folder: str) -> str:
@@ -66,8 +66,7 @@ def waits_with_a_child(folder: str) -> str:
 @flow
 def will_not_stop(folder: str) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    with open(f"{folder}/started", "a") as started:
-        started.write(f"{os.getpid()}\\n")
+    note_start(folder)
     while True:
         signal.pause()
 
@@ -127,11 +126,7 @@ def leaves_work(folder: str, number: int) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A project with ``flows.py`` and a named pipe called gate."""
-    folder = tmp_path / "project"
-    folder.mkdir()
-    (folder / "flows.py").write_text(FLOWS)
-    os.mkfifo(folder / "gate")
-    return folder
+    return make_project(tmp_path / "project", FLOWS)
 
 
 @pytest.fixture
@@ -140,24 +135,6 @@ def short_lease(store: Store) -> timedelta:
     lease = timedelta(seconds=3)
     store.write_settings(replace(store.settings, lease=lease))
     return lease
-
-
-def pids_of_starts(folder: Path) -> list[int]:
-    """The processes in which ``waits`` and ``will_not_stop`` have begun."""
-    started = folder / "started"
-    return [int(line) for line in started.read_text().splitlines()] if started.exists() else []
-
-
-def wait_for_start(folder: Path, count: int = 1) -> int:
-    """Wait until so many bodies have begun; the process of the last."""
-    eventually(lambda: len(pids_of_starts(folder)) >= count, what=f"{count} starts")
-    return pids_of_starts(folder)[count - 1]
-
-
-def let_go(folder: Path) -> None:
-    """Let one waiting body end."""
-    with (folder / "gate").open("w") as gate:
-        gate.write("let go\n")
 
 
 def reasons(store: Store, run: str) -> str:
