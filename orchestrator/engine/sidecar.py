@@ -16,6 +16,7 @@ import sys
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
+from typing import NoReturn
 
 from orchestrator import clock, settings
 from orchestrator.engine import protocol
@@ -79,9 +80,7 @@ class Sidecar:
             return
         except OrchError as problem:
             # This server, or this configuration, will not do tomorrow either.
-            self._send([protocol.UNFIT, f"{problem} {problem.hint or ''}".strip()])
-            self._drain()
-            sys.exit(1)
+            self._give_up(problem)
         if self._has_told:
             self._send([protocol.TROUBLE, ""])
         name = f"{socket.gethostname()}-{os.getppid()}-flow"
@@ -130,9 +129,7 @@ class Sidecar:
             self._store.failover.check()
             answers = self._store.runs.renew(leases)
         except DataGone as problem:
-            self._send([protocol.UNFIT, f"{problem} {problem.hint or ''}".strip()])
-            self._drain()
-            sys.exit(1)
+            self._give_up(problem)
         except StoreUnavailable:
             self._store.revive()
             self._next_renewal = now + 1.0
@@ -191,11 +188,13 @@ class Sidecar:
                 return True
         return False
 
-    def _drain(self) -> None:
-        """Read until the other end has closed: one that writes into a closed socket would not read our last frame."""
+    def _give_up(self, problem: OrchError) -> NoReturn:
+        self._send([protocol.UNFIT, f"{problem} {problem.hint or ''}".strip()])
+        # Read until the other end has closed: one that writes into a closed socket would not read our last frame.
         with contextlib.suppress(OSError):
             while self._socket.recv(_RECEIVE_BYTES):
                 pass
+        sys.exit(1)
 
     def _bury(self, now: float) -> None:
         assert self._relay is not None

@@ -311,14 +311,9 @@ class ProcessExecutor:
             del self._templates[template.deployment.id]
             if not self._is_closing:
                 self._host.say(f"The template process of '{template.deployment.slug}' was lost: {how}.")
+        reason = f"its template process was {how}" if how.startswith("killed") else f"its template process {how}"
         for child in list(template.busy):
-            child.orphaned_by = (
-                UNTRUSTED
-                if is_late
-                else f"its template process was {how}"
-                if how.startswith("killed")
-                else f"its template process {how}"
-            )
+            child.orphaned_by = UNTRUSTED if is_late else reason
             if child.pid and sys.platform == "linux":
                 self._orphans[child.pid] = child
             else:
