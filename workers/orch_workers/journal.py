@@ -209,14 +209,13 @@ class Journal:
 
     def _rotate(self) -> None:
         """Make way for a new file: each older one moves on, the oldest goes, and so do those that are too old."""
-        for path in self._segments():
+        for path in reversed(self._segments()):
             number = int(path.suffix[1:]) if path.suffix != ".journal" else 0
             too_old = clock.now_ms() - path.stat().st_mtime * 1000 > KEPT / timedelta(milliseconds=1)
             if too_old or number + 1 >= _SEGMENTS:
                 path.unlink()
-        for path in reversed(self._segments()):
-            number = int(path.suffix[1:]) if path.suffix != ".journal" else 0
-            path.rename(self._path.with_name(f"{self._path.name}.{number + 1}"))
+            else:
+                path.rename(self._path.with_name(f"{self._path.name}.{number + 1}"))
 
     def _segments(self) -> list[Path]:
         """This journal's files, the newest first."""
