@@ -53,9 +53,8 @@ class Scheduler:
         self._mender = Mender(store)
         duties = [
             # First of all, and raises DataGone: an empty namespace looks like a healthy one.
-            Duty("data", store.settings.renew, store.failover.check),
-            Duty("heartbeat", store.settings.renew, lambda: store.pools.scheduler_heartbeat(self.name)),
             Duty("mender", _SWEEP, self._mender.run_once),
+            Duty("heartbeat", store.settings.renew, lambda: store.pools.scheduler_heartbeat(self.name)),
             Duty("planner", _SWEEP, lambda: planner.run_once(store)),
             Duty("stager", timedelta(0), self._stage),
             Duty("rescuer", _SWEEP, lambda: rescuer.run_once(store, redis_clock)),
