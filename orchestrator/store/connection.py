@@ -25,7 +25,7 @@ from orchestrator.keys import Keys
 from orchestrator.settings import Settings, did_you_mean, shown_url
 from orchestrator.store import cluster, sentinel
 from orchestrator.store.embedded import OLDEST
-from orchestrator.store.primary import PrimaryPool, is_stale
+from orchestrator.store.primary import TLS_OPTIONS, PrimaryPool, check_options, is_stale
 from orchestrator.store.replication import Replica, read_replicas, topology
 from orchestrator.store.replication import warnings as replication_warnings
 
@@ -37,13 +37,13 @@ LONGEST_BLOCK = timedelta(seconds=5)
 SMALL_HASH_VALUE = 512
 """hash-max-listpack-value with which a run's hash stays compact: 761 bytes a run instead of 2,041."""
 
+FULL_PERCENT = 80
+"""Of its maxmemory; beyond it no run is taken in (``room``)."""
+
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
 _TRANSIENT_REPLIES = ("LOADING", "BUSY ")
-_OPTIONS = (
-    *("db", "username", "password", "socket_keepalive", "ssl_cert_reqs", "ssl_check_hostname"),
-    *("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_password"),
-)
+_OPTIONS = ("db", "username", "password", "socket_keepalive", *TLS_OPTIONS)
 
 
 def connect(url: str, settings: Settings, *, blocking: bool = False, beside: redis.Redis | None = None) -> redis.Redis:
@@ -262,8 +262,9 @@ def _warnings(info: ServerInfo, configuration: Mapping[str, str]) -> Iterator[st
         )
     if info.appendonly and info.appendfsync == "no":
         yield "appendfsync is no: a crash of the server's machine may lose half a minute. CONFIG SET appendfsync everysec"
-    if info.max_bytes and info.used_bytes > 0.8 * info.max_bytes:
-        yield f"Memory is {info.used_bytes / info.max_bytes:.0%} full; beyond 80% no new runs are taken. Raise maxmemory."
+    if info.max_bytes and info.used_bytes * 100 > FULL_PERCENT * info.max_bytes:
+        used = info.used_bytes / info.max_bytes
+        yield f"Memory is {used:.0%} full; beyond {FULL_PERCENT}% no new runs are taken. Raise maxmemory."
     yield from replication_warnings(info.kind, info.replicas, configuration.get("min-replicas-to-write", ""))
 
 
@@ -306,13 +307,7 @@ def _check_url(url: str) -> None:
         port_is_wrong = parts.port == 0
     except ValueError as error:
         raise ConfigurationError(f"The address {shown_url(url)} is wrong: {error}.") from None
-    for option in parse_qs(parts.query, keep_blank_values=True):
-        if option not in _OPTIONS:
-            address = shown_url(url.partition("?")[0])
-            raise ConfigurationError(
-                f"The address {address} has an unknown option {option!r}.{did_you_mean(option, _OPTIONS)}",
-                hint=f"Known options: {', '.join(_OPTIONS)}",
-            )
+    check_options(url, parse_qs(parts.query, keep_blank_values=True), _OPTIONS)
     database = parts.path.strip("/")
     if (
         port_is_wrong

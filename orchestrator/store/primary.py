@@ -11,7 +11,7 @@ import socket
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -26,10 +26,11 @@ from orchestrator.settings import did_you_mean, shown_url
 
 Host = tuple[str, int]
 
-COMMON_OPTIONS = (
-    *("username", "password", "ssl_cert_reqs", "ssl_check_hostname"),
+TLS_OPTIONS = (
+    *("ssl_cert_reqs", "ssl_check_hostname"),
     *("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_password"),
 )
+COMMON_OPTIONS = ("username", "password", *TLS_OPTIONS)
 
 _ASKING_S = 1.0
 """How long to wait for one of several servers that can all say who the primary is: the next one is worth a try."""
@@ -242,13 +243,7 @@ def read_url(url: str, default_port: int, example: str, own_options: Sequence[st
     hosts, *parts = places.split("/")
     is_encrypted = scheme.startswith("rediss")
     options = [pair.partition("=") for pair in query.split("&") if pair]
-    for name, _, _ in options:
-        if name not in (*COMMON_OPTIONS, *own_options):
-            known = (*COMMON_OPTIONS, *own_options)
-            raise ConfigurationError(
-                f"The address {shown_url(url.partition('?')[0])} has an unknown option {name!r}.{did_you_mean(name, known)}",
-                hint=f"Known options: {', '.join(known)}",
-            )
+    check_options(url, (name for name, _, _ in options), (*COMMON_OPTIONS, *own_options))
     common = "&".join("".join(option) for option in options if option[0] in COMMON_OPTIONS)
     try:
         read = {**_login(login), **_options(common)}
@@ -263,6 +258,17 @@ def read_url(url: str, default_port: int, example: str, own_options: Sequence[st
         own={name: value for name, value in own.items() if name in own_options},
         is_encrypted=is_encrypted,
     )
+
+
+def check_options(url: str, names: Iterable[str], known: Sequence[str]) -> None:
+    """Raises ConfigurationError for an option that is not among those which a URL of its kind may have."""
+    for name in names:
+        if name not in known:
+            address = shown_url(url.partition("?")[0])
+            raise ConfigurationError(
+                f"The address {address} has an unknown option {name!r}.{did_you_mean(name, known)}",
+                hint=f"Known options: {', '.join(known)}",
+            )
 
 
 def spelled(host: Host) -> str:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from orchestrator import clock
 from orchestrator.exceptions import StoreFull
+from orchestrator.store.connection import FULL_PERCENT
 from orchestrator.store.scripts import Scripts
-
-FULL_PERCENT = 80
-"""Of its maxmemory; beyond it no run is taken in."""
 
 _ASK_EVERY_S = 1.0
 
