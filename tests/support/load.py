@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from types import TracebackType
@@ -76,11 +77,11 @@ class Load:
             assert [entry.name for entry in run.history].count("Completed") == 1
         assert not check(store)
 
-    def _guarded(self, work: object) -> None:
+    def _guarded(self, work: Callable[[Store], None]) -> None:
         try:
             with open_store(self._settings) as store:
                 while not self._over.is_set():
-                    work(store)  # type: ignore[operator]
+                    work(store)
         except BaseException as problem:
             self._problems.append(problem)
 
