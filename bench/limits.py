@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from statistics import median
 
 from bench.marks import Marks
@@ -66,6 +67,11 @@ def _gaps(stage: Stage, count: int) -> list[float]:
         stage.store.runs.create(runs)
         marks.wait_for(2 * count, 120, pause_s=0.05)
         time.sleep(0.2)
-    moments = marks.all()
+    return handovers(marks.all())
+
+
+def handovers(moments: Sequence[float]) -> list[float]:
+    """Of bodies that start and end one after the other: milliseconds from each end to the next start."""
     # The first few meet cold templates.
-    return [1000 * (moments[i + 1] - moments[i]) for i in range(2 * (count // 10) + 1, 2 * count - 1, 2)]
+    first = 2 * (len(moments) // 20)
+    return [1000 * (moments[i + 1] - moments[i]) for i in range(first + 1, len(moments) - 1, 2)]

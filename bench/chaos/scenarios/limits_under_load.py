@@ -81,8 +81,7 @@ def _gaps(world: World, count: int) -> list[float]:
     world.store.limits.set("tag:single", 1)
     ids = world.create([world.new_run(milliseconds=limits.BODY_MS, tags=["single"]) for _ in range(count)])
     world.wait_until(lambda: len(_ends(world.effects(), ids)) == count, 600, "the runs that share one slot")
-    moments = [effect.at for effect in world.effects() if effect.run in ids]
-    return [1000 * (moments[i + 1] - moments[i]) for i in range(2 * (count // 10) + 1, len(moments) - 1, 2)]
+    return limits.handovers([effect.at for effect in world.effects() if effect.run in ids])
 
 
 def _ends(effects: Sequence[Effect], ids: set[str]) -> list[float]:
