@@ -80,7 +80,7 @@ class Fleet:
         """Start ``orch ARGUMENTS`` and keep it running. ``prefix`` comes before the command, ``variables`` before our own."""
         self._count += 1
         command = [*prefix, sys.executable, "-m", "orch_cli", *arguments]
-        variables = {**environment(self.home), MARK: str(self.home), "ORCH_REDIS_URL": self.redis_url, **(variables or {})}
+        variables = {**_environment(self.home, self.redis_url), **(variables or {})}
         member = Member(f"{arguments[0]} {self._count}", command, variables, self._spawn(command, variables))
         self.members.append(member)
         return member
@@ -111,13 +111,6 @@ class Fleet:
         """Remember every process that the members have now."""
         for member in self.members:
             self.seen.update(tree(member.pid))
-
-    def retire(self, member: Member, seconds: float = 60) -> int:
-        """SIGTERM, and wait until it has ended; it is not started again. Its exit status. Raises TimeoutExpired."""
-        member.is_wanted = False
-        self.seen.update(tree(member.pid))
-        member.process.send_signal(signal.SIGTERM)
-        return member.process.wait(seconds)
 
     def stop(self) -> list[int]:
         """End all members in order; the processes that outlived them by more than 5 s."""
@@ -157,6 +150,27 @@ class Fleet:
             )
 
 
+def orch(
+    home: Path,
+    redis_url: str,
+    *arguments: str,
+    folder: Path | None = None,
+    given: str = "",
+    seconds: float = 60,
+    variables: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """``orch ARGUMENTS`` to its end, in ``folder`` or the trial's own, with ``given`` on stdin. Raises TimeoutExpired."""
+    return subprocess.run(
+        [sys.executable, "-m", "orch_cli", *arguments],
+        cwd=folder or home,
+        env={**_environment(home, redis_url), **(variables or {})},
+        input=given,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+    )
+
+
 def sweep(home: Path, seconds: float = 10) -> int:
     """SIGKILL every process of a trial that is still there, its servers too; how many. Raises TimeoutError if one stays."""
     count = 0
@@ -170,6 +184,10 @@ def sweep(home: Path, seconds: float = 10) -> int:
                 count += 1
         time.sleep(0.05)
     return count
+
+
+def _environment(home: Path, redis_url: str) -> dict[str, str]:
+    return {**environment(home), MARK: str(home), "ORCH_REDIS_URL": redis_url}
 
 
 def _all_processes() -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,12 @@ class Trial:
     def chance(self) -> random.Random:
         """Chance that the seed decides; a new one each time, so that two users do not disturb each other."""
         return random.Random(self.seed)
+
+    def part(self, name: str) -> Trial:
+        """The same trial in a new folder below this one's, for a world beside another."""
+        home = self.home / name
+        home.mkdir()
+        return replace(self, home=home)
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -89,9 +89,11 @@ class World:
 
     # -- what runs
 
-    def deploy(self, function: str, *, name: str = "chaos", pool: str = POOL, **fields: Any) -> Deployment:
-        """A deployment of one of ``bench.chaos.flows``."""
-        entrypoint = f"bench.chaos.flows:{function}"
+    def deploy(
+        self, function: str, *, module: str = "flows", name: str = "chaos", pool: str = POOL, **fields: Any
+    ) -> Deployment:
+        """A deployment of one of ``bench.chaos.flows``, or of another module beside it."""
+        entrypoint = f"bench.chaos.{module}:{function}"
         return self.store.deployments.save(
             Deployment(name, flow=function, entrypoint=entrypoint, path=str(ROOT), pool=pool, **fields)
         )
@@ -133,9 +135,12 @@ class World:
         given = {run: tags for submitter in self.submitters for run, tags in dict(submitter.submitted).items()}
         return {**self._created, **given}
 
-    def staff(self, workers: int = 3, schedulers: int = 2, *, slots: int = 8) -> list[Member]:
+    def staff(
+        self, workers: int = 3, schedulers: int = 2, *, slots: int = 8, variables: Mapping[str, str] | None = None
+    ) -> list[Member]:
         """Start so many workers and schedulers, and wait until all of them have said that they live."""
-        members = [self.fleet.scheduler() for _ in range(schedulers)] + [self.fleet.worker(slots) for _ in range(workers)]
+        members = [self.fleet.scheduler(variables=variables) for _ in range(schedulers)]
+        members += [self.fleet.worker(slots, variables=variables) for _ in range(workers)]
         self.wait_for_fleet(workers, schedulers)
         return members
 

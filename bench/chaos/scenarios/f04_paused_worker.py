@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from random import Random
 
 from bench.chaos import ledger
 from bench.chaos.ledger import Effect
+from bench.chaos.submitter import Submitter
 from bench.chaos.trial import Outcome, Scenario, Trial
 from bench.chaos.world import World
 from bench.stage import tree
 from orchestrator.models import NewRun, Run
-
-LONG_MS = 20_000
 
 
 def run(trial: Trial) -> Outcome:
@@ -21,7 +20,7 @@ def run(trial: Trial) -> Outcome:
     pauses, seconds = (2, 3.0) if trial.quick else (10, 60.0)
     with World(trial) as world:
         world.staff(workers=2 if trial.quick else 3, schedulers=1)
-        stopped: list[tuple[int, list[Effect]]] = []
+        lost: list[list[Effect]] = []
         load = begin_load(world)
         for number in range(pauses):
             member = world.chance.choice(world.fleet.workers)
@@ -30,27 +29,30 @@ def run(trial: Trial) -> Outcome:
             world.wait_until(lambda pid=member.pid: executing_under(world, pid), 30, "a run to disturb")  # type: ignore[misc]
             world.note_kill("SIGSTOP", below)
             world.fleet.kill(below, signal.SIGSTOP)
-            harmed = executing_under(world, member.pid)
-            trial.say(f"{member.name} and {len(below) - 1} below it stopped, with {len(harmed)} runs; {load():,} runs in all")
-            stopped.append((len(below), harmed))
+            lost.append(executing_under(world, member.pid))
+            count = len(load.submitted)
+            trial.say(f"{member.name} and {len(below) - 1} below it stopped, with {len(lost[-1])} runs; {count:,} runs in all")
             world.pass_time(seconds)
             world.fleet.kill(below, signal.SIGCONT)
             world.pass_time(world.lease.total_seconds())
-        return conclude(world, [harmed for _, harmed in stopped], f"{pauses} pauses of {seconds:g} s")
+        return conclude(world, lost, f"{pauses} pauses of {seconds:g} s")
 
 
-def begin_load(world: World) -> Callable[[], int]:
-    """Short runs, and such as take longer than a lease, that write to the ledger as long as they execute. How many so far."""
+def begin_load(world: World) -> Submitter:
+    """Few enough for the workers that are left."""
+    return submit_long_ones(world, *((8.0, 0.1) if world.trial.quick else (4.0, 0.05)))
+
+
+def submit_long_ones(world: World, per_s: float, share: float) -> Submitter:
+    """Short runs and, as a ``share`` of all, such as take longer than a lease; they write to the ledger as they execute."""
     deployment = world.deploy("tick", name="ticking")
     long_ms = round(4000 * world.lease.total_seconds() / 3)
 
     def new(chance: Random) -> NewRun:
-        milliseconds = long_ms if chance.random() < (0.1 if world.trial.quick else 0.05) else chance.randint(50, 500)
+        milliseconds = long_ms if chance.random() < share else chance.randint(50, 500)
         return world.new_run(deployment=deployment, milliseconds=milliseconds)
 
-    # Few enough for the workers that are left.
-    submitter = world.submit(8.0 if world.trial.quick else 4.0, new)
-    return lambda: len(submitter.submitted)
+    return world.submit(per_s, new)
 
 
 def executing_under(world: World, supervisor: int) -> list[Effect]:

@@ -28,7 +28,7 @@ def run(trial: Trial) -> Outcome:
             world.note_kill("cut", [far.pid])
             _ip("link", "set", link, "down")
             harmed.append(executing_under(world, far.pid))
-            trial.say(f"cut off with {len(harmed[-1])} runs; {load():,} runs in all")
+            trial.say(f"cut off with {len(harmed[-1])} runs; {len(load.submitted):,} runs in all")
             world.pass_time(seconds)
             _ip("link", "set", link, "up")
             world.pass_time(world.lease.total_seconds())

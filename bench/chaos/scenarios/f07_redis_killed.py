@@ -46,9 +46,7 @@ def run(trial: Trial) -> Outcome:
     """Each kind of server 20 times (quick: the configured one twice, the private one once)."""
     parts, problems, facts = [], [], {}
     for kind, times in (("configured", 2), ("private", 1)) if trial.quick else (("configured", 20), ("private", 20)):
-        home = trial.home / kind[0]
-        home.mkdir()
-        line, found, waits = _play(Trial(trial.seed, trial.quick, home, trial.say), kind == "private", times)
+        line, found, waits = _play(trial.part(kind[0]), kind == "private", times)
         parts.append(f"{kind}: {line}")
         problems += [f"{kind}: {problem}" for problem in found]
         facts[kind] = waits
@@ -60,10 +58,7 @@ def _play(trial: Trial, private: bool, times: int) -> tuple[str, list[str], list
     variables = {"ORCH_REDIS_URL": ""} if private else {}
     waits: list[float] = []
     with World(trial, server=server) as world:
-        world.fleet.scheduler(variables=variables)
-        for _ in range(2):
-            world.fleet.worker(8, variables=variables)
-        world.wait_for_fleet(2, 1)
+        world.staff(workers=2, schedulers=1, variables=variables)
         world.submit(8.0)
         for number in range(times):
             world.pass_time(2.0 if trial.quick else 5.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import timedelta
 
-from bench.chaos.primaries import Harm, outcome
+from bench.chaos.primaries import EXPECTED, Harm, outcome
 from bench.chaos.trial import Outcome, Scenario, Trial
 from bench.servers import SentinelServers
 
@@ -32,7 +32,7 @@ def _kill(servers: SentinelServers, _number: int) -> Harm:
 SCENARIO = Scenario(
     "F8",
     "Sentinel fails over",
-    "default: lost at most what was acknowledged in the second before, each reported; replicated: 0; at work within 5 s of it",
+    EXPECTED,
     run,
     limit=timedelta(minutes=40),
     quick_limit=timedelta(seconds=180),

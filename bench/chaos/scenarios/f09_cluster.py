@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from redis.crc import key_slot
 
-from bench.chaos.primaries import Harm, outcome
+from bench.chaos.primaries import EXPECTED, Harm, outcome
 from bench.chaos.trial import Outcome, Scenario, Trial
 from bench.servers import ClusterServers
 from orchestrator.keys import Keys
@@ -61,7 +61,7 @@ def _move_slowly(servers: ClusterServers) -> Harm:
 SCENARIO = Scenario(
     "F9",
     "Cluster fails over and moves slots",
-    "default: lost at most what was acknowledged in the second before, each reported; replicated: 0; at work within 5 s of it",
+    EXPECTED,
     run,
     limit=timedelta(minutes=40),
     quick_limit=timedelta(seconds=180),

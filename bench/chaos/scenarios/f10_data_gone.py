@@ -19,14 +19,12 @@ def run(trial: Trial) -> Outcome:
     problems: list[str] = []
     took: list[float] = []
     for number, what in enumerate(("FLUSHALL", "an empty server")):
-        home = trial.home / str(number)
-        home.mkdir()
-        with World(Trial(trial.seed, trial.quick, home, trial.say)) as world:
+        with World(trial.part(str(number))) as world:
             [created] = world.store.runs.create([world.new_run(milliseconds=600_000)])
             world.staff(workers=1, schedulers=1)
             world.wait_until(lambda: world.effects(), 30, "the run to start")
             world.fleet.start("flow-run", "watch", created.id)
-            log = home / "log"
+            log = world.home / "log"
             world.wait_until(lambda: created.name in log.read_text(errors="replace"), 60, "the watcher to watch")  # noqa: B023
             members = list(world.fleet.members)
             for member in members:
@@ -37,7 +35,7 @@ def run(trial: Trial) -> Outcome:
             for member in members:
                 problems += [f"{what}: {problem}" for problem in _expect_end(member, began + limit)]
             took.append(time.monotonic() - began)
-            said = (home / "log").read_text(errors="replace").count(SAID)
+            said = log.read_text(errors="replace").count(SAID)
             if said < len(members):
                 problems.append(f"{what}: {said} of {len(members)} processes said that the data are gone")
             world.fleet.members.clear()

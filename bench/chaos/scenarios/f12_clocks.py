@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
 
 from bench.chaos.faketime import Clock, FakedServer
-from bench.chaos.fleet import POOL
 from bench.chaos.trial import Outcome, Scenario, Trial
 from bench.chaos.world import World
-from bench.stage import ROOT
-from orchestrator.models import Deployment, RunFilter, Schedule
+from orchestrator.models import RunFilter, Schedule
 
 MINUTE = 60
 HOUR = 3600
@@ -31,8 +28,9 @@ def run(trial: Trial) -> Outcome:
         world.fleet.worker(8)
         world.wait_for_fleet(2, 2)
         schedule = Schedule("often", interval=timedelta(seconds=1 if trial.quick else 5))
-        fired = _deploy(world, "fired", schedules=[schedule], parameters={"ledger": str(world.ledger), "milliseconds": 10})
-        calm = _deploy(world, "work")
+        parameters = {"ledger": str(world.ledger), "milliseconds": 10}
+        fired = world.deploy("fired", module="clocked", name="clocked", schedules=[schedule], parameters=parameters)
+        calm = world.deploy("work", module="clocked", name="clocked")
         world.submit(6.0, lambda chance: world.new_run(deployment=calm, milliseconds=chance.randint(50, 500)))
         pause = world.lease.total_seconds() + 2
         for name, jump in moves:
@@ -56,13 +54,6 @@ def run(trial: Trial) -> Outcome:
         f"{len(moves)} jumps: {verdict.runs:,} runs, {verdict.lost} lost, {verdict.doubled} double-completed, "
         f"{verdict.restarted} restarted; {len(fires):,} fires, {twice} of them twice",
         problems,
-    )
-
-
-def _deploy(world: World, function: str, **fields: Any) -> Deployment:
-    entrypoint = f"bench.chaos.clocked:{function}"
-    return world.store.deployments.save(
-        Deployment("clocked", flow=function, entrypoint=entrypoint, path=str(ROOT), pool=POOL, **fields)
     )
 
 

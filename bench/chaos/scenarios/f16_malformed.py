@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from bench.chaos.fleet import MARK, POOL
+from bench.chaos.fleet import POOL, orch
 from bench.chaos.trial import Outcome, Scenario, Trial
 from bench.chaos.world import World
-from bench.stage import environment
 from orchestrator.keys import GROUP, PRIORITIES, shorten
 
 FIELDS = (
@@ -113,15 +110,7 @@ def _bytes(chance: random.Random) -> bytes:
 def _refused_in_future(world: World) -> list[str]:
     """A worker of this release does not start on a namespace that a later one has written."""
     world.store.client.hset(world.store.keys.settings, "schema", 99)
-    done = subprocess.run(
-        [sys.executable, "-m", "orch_cli", "worker", "start", "--pool", POOL],
-        cwd=world.home,
-        env={**environment(world.home), MARK: str(world.home), "ORCH_REDIS_URL": world.server.url},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = orch(world.home, world.server.url, "worker", "start", "--pool", POOL)
     refused = done.returncode == 6 and "newer" in done.stderr
     return [] if refused else [f"a worker starts on a future schema, or says {done.returncode}: {done.stderr}"]
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from bench.chaos.fleet import MARK, POOL
+from bench.chaos.fleet import POOL, orch
 from bench.chaos.trial import Outcome, Scenario, Trial
 from bench.chaos.world import World
-from bench.stage import ROOT, environment
 from orchestrator.exceptions import PayloadTooLarge
-from orchestrator.models import Deployment
 
 LIMIT = 256 * 1024
 MIB = 1024 * 1024
@@ -26,7 +22,7 @@ def run(trial: Trial) -> Outcome:
     large, line_mb = (2 * MIB, 8) if trial.quick else (64 * MIB, 100)
     problems: list[str] = []
     with World(trial) as world:
-        shout, carry = _deploy(world, "shout"), _deploy(world, "carry")
+        shout, carry = (world.deploy(function, module="loud", name="loud") for function in ("shout", "carry"))
         before = _received(world)
         for size in (LIMIT + 1, large):
             problems += _refused_by_the_api(world, size)
@@ -62,11 +58,6 @@ def run(trial: Trial) -> Outcome:
     )
 
 
-def _deploy(world: World, function: str) -> Deployment:
-    entrypoint = f"bench.chaos.loud:{function}"
-    return world.store.deployments.save(Deployment("loud", flow=function, entrypoint=entrypoint, path=str(ROOT), pool=POOL))
-
-
 def _received(world: World) -> int:
     return int(world.store.client.info("stats")["total_net_input_bytes"])
 
@@ -95,15 +86,7 @@ def _refused_by_deploy(world: World, size: int) -> list[str]:
 
 
 def _expect_refusal(world: World, *arguments: str, folder: Path | None = None, given: str = "") -> list[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "orch_cli", *arguments],
-        cwd=folder or world.home,
-        env={**environment(world.home), MARK: str(world.home), "ORCH_REDIS_URL": world.server.url},
-        input=given,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = orch(world.home, world.server.url, *arguments, folder=folder, given=given, seconds=120)
     said = done.stdout + done.stderr
     is_clear = "hint:" in said and "Traceback" not in said and ("may carry" in said or "larger than" in said)
     if done.returncode == 0 or not is_clear:

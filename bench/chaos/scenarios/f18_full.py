@@ -23,15 +23,9 @@ def run(trial: Trial) -> Outcome:
     return Outcome(f"memory: {line}; disk: {disk}", problems + more)
 
 
-def _home(trial: Trial, name: str) -> Trial:
-    home = trial.home / name
-    home.mkdir()
-    return Trial(trial.seed, trial.quick, home, trial.say)
-
-
 def _memory(trial: Trial, seconds: float) -> tuple[list[str], str]:
     problems: list[str] = []
-    with World(_home(trial, "memory")) as world:
+    with World(trial.part("memory")) as world:
         world.staff(workers=2, schedulers=1)
         submitter = world.submit(8.0)
         world.pass_time(3)
@@ -71,7 +65,7 @@ def _memory(trial: Trial, seconds: float) -> tuple[list[str], str]:
 
 
 def _disk(trial: Trial, seconds: float) -> tuple[list[str], str]:
-    own = _home(trial, "disk")
+    own = trial.part("disk")
     folder = own.home / "redis"
     folder.mkdir()
     _mount(folder)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
-from random import Random
 
 from bench.chaos.proxy import Proxy
+from bench.chaos.scenarios.f04_paused_worker import submit_long_ones
 from bench.chaos.servers import Server
 from bench.chaos.trial import Outcome, Scenario, Trial
 from bench.chaos.world import World
-from orchestrator.models import NewRun
 
 
 def run(trial: Trial) -> Outcome:
@@ -24,14 +23,7 @@ def run(trial: Trial) -> Outcome:
     server = Server(trial.home / "redis").start()
     with Proxy(server.host, server.port) as proxy, World(trial, server=server, lease=lease, url=proxy.url) as world:
         world.staff(workers=2 if trial.quick else 3, schedulers=1)
-        deployment = world.deploy("tick", name="ticking")
-        long_ms = round(4000 * lease.total_seconds() / 3)
-
-        def new(chance: Random) -> NewRun:
-            milliseconds = long_ms if chance.random() < (0.2 if trial.quick else 0.05) else chance.randint(50, 500)
-            return world.new_run(deployment=deployment, milliseconds=milliseconds)
-
-        submitter = world.submit(4.0 if trial.quick else 3.0, new)
+        submitter = submit_long_ones(world, *((4.0, 0.2) if trial.quick else (3.0, 0.05)))
         world.pass_time(1.0)
         for latency_s, seconds in slow:
             proxy.latency_s = latency_s

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import socketserver
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from bench.chaos.fleet import MARK
+from bench.chaos.fleet import orch
 from bench.chaos.servers import Server
 from bench.chaos.trial import Outcome, Scenario, Trial
-from bench.stage import environment
 
 COMMANDS = (
     ("worker", "start", "--pool", "p"),
@@ -26,12 +23,11 @@ OVERRIDE = "ORCH_ALLOW_UNSAFE_REDIS=1"
 
 @dataclass(frozen=True)
 class Case:
-    """A server, and what the refusal has to name. ``may_go_on``: the override helps."""
+    """A server, and what the refusal has to name."""
 
     what: str
     flags: tuple[str, ...]
     setting: str
-    may_go_on: bool = True
 
 
 CASES = (
@@ -72,15 +68,7 @@ def _expect_refusal(trial: Trial, url: str, command: tuple[str, ...], *named: st
 
 
 def _orch(trial: Trial, url: str, command: tuple[str, ...], **variables: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "orch_cli", *command],
-        cwd=trial.home,
-        env={**environment(trial.home), MARK: str(trial.home), "ORCH_REDIS_URL": url, **variables},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = orch(trial.home, url, *command, variables=variables)
     return done.returncode, done.stdout + done.stderr
 
 
