@@ -1,12 +1,12 @@
-"""A TCP proxy before a server that makes it slow: what passes takes its time, or waits until a pause is over."""
+"""A TCP proxy that makes a server slow or mute: what passes takes its time, waits until a pause is over, or is lost."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ class Proxy:
         """Where it listens."""
         return f"redis://127.0.0.1:{self.port}/0"
 
-    def __enter__(self) -> Proxy:
+    def __enter__(self) -> Self:
         self._thread.start()
         self._call(self._listen())
         return self
@@ -52,6 +52,13 @@ class Proxy:
     def resume(self) -> None:
         """Let everything pass that has waited, in order."""
         self._loop.call_soon_threadsafe(self._open.set)
+
+    def keeps_answer(self, request: bytes) -> bool:
+        """Whether what a client has sent is not answered, and nothing that comes on its connection any more.
+
+        Clients send a request and wait for its answer, so what comes back belongs to what went in last.
+        """
+        return False
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
@@ -73,20 +80,30 @@ class Proxy:
         self._tasks.add(task)
         try:
             there, back = await asyncio.open_connection(*self._target)
-            await asyncio.gather(self._forward(reader, back), self._forward(there, writer))
+            is_mute = False
+
+            def goes_in(data: bytes) -> bool:
+                nonlocal is_mute
+                is_mute |= self.keeps_answer(data)
+                return True
+
+            await asyncio.gather(self._forward(reader, back, goes_in), self._forward(there, writer, lambda _: not is_mute))
         except OSError:
             writer.close()
         finally:
             self._tasks.discard(task)
 
-    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Pass on what comes until the sender closes or the receiver is gone."""
+    async def _forward(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, passes: Callable[[bytes], bool]
+    ) -> None:
+        """Pass on what comes, and may pass, until the sender closes or the receiver is gone."""
         waiting: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(maxsize=1000)
         sending = asyncio.ensure_future(self._send(waiting, writer))
         try:
             with suppress(OSError):
                 while data := await reader.read(_CHUNK):
-                    await waiting.put((self._loop.time() + self.latency_s / 2, data))
+                    if passes(data):
+                        await waiting.put((self._loop.time() + self.latency_s / 2, data))
             await waiting.put((0.0, b""))
             await sending
         finally:
