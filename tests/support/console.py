@@ -9,7 +9,8 @@ from datetime import timedelta
 from typing import Any
 
 from orchestrator import clock
-from orchestrator.models import LogLine
+from orchestrator._version import __version__
+from orchestrator.models import LogLine, Worker
 from orchestrator.states import State
 from orchestrator.store import Store
 from orchestrator.store.answers import End, Start, Turn
@@ -29,6 +30,14 @@ class Answer:
 
 
 Orch = Callable[..., Answer]
+
+
+def beat(store: Store, version: str = __version__) -> None:
+    """A worker of the pool ``etl`` says that it lives."""
+    now = clock.now()
+    store.pools.heartbeat(
+        Worker("w1", "etl", "process", "host1", 42, version, "3.11", 4, 0, ("default",), now, now, "ONLINE", timedelta())
+    )
 
 
 def claim(store: Store, pool: str = "etl") -> tuple[str, int]:

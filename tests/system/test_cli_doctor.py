@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from console import Orch, claim, finish
+from console import Orch, beat, claim, finish
 from orchestrator import clock
 from orchestrator._version import __version__
 from orchestrator.keys import GROUP, new_id, shorten
-from orchestrator.models import Deployment, NewRun, Schedule, Worker
+from orchestrator.models import Deployment, NewRun, Schedule
 from orchestrator.states import Completed
 from orchestrator.store import Store
 
@@ -20,14 +20,6 @@ from orchestrator.store import Store
 def findings(orch: Orch, check: str) -> list[dict[str, Any]]:
     """What one check found."""
     return [finding for finding in orch("doctor", "-o", "json").json if finding["check"] == check]
-
-
-def beat(store: Store, name: str = "w1", version: str = __version__, running: int = 0) -> None:
-    """A worker of the pool ``etl`` says that it lives."""
-    now = clock.now()
-    store.pools.heartbeat(
-        Worker(name, "etl", "process", "host1", 42, version, "3.11", 4, running, ("default",), now, now, "ONLINE", timedelta())
-    )
 
 
 @pytest.fixture

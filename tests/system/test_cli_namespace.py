@@ -6,21 +6,13 @@ from datetime import timedelta
 
 import pytest
 
-from console import Orch, claim, finish
+from console import Orch, beat, claim, finish
 from orchestrator import clock
 from orchestrator.exceptions import NotReplicated
-from orchestrator.models import NewRun, Worker
+from orchestrator.models import NewRun
 from orchestrator.settings import Settings
 from orchestrator.states import Completed
 from orchestrator.store import Store, open_store
-
-
-def beat(store: Store, name: str = "w1") -> None:
-    """A worker of the pool ``etl`` says that it lives."""
-    now = clock.now()
-    store.pools.heartbeat(
-        Worker(name, "etl", "process", "host1", 42, "0.1", "3.11", 4, 0, ("default",), now, now, "ONLINE", timedelta())
-    )
 
 
 def test_the_settings_of_a_namespace_are_shown_with_what_follows_from_them(orch: Orch, store: Store) -> None:
