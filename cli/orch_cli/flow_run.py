@@ -200,7 +200,7 @@ def cancel(out: Printer[Run], runs: tuple[str, ...], every: bool, yes: bool, dry
             found,
             out,
             verb="cancel",
-            done=lambda runs: list(done(runs)),
+            done=done,
             act=act,
             yes=yes,
             dry_run=dry_run,

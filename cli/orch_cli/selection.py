@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -56,7 +56,7 @@ def act_on(
     out: Printer[Run],
     *,
     verb: str,
-    done: str | Callable[[Sequence[Run]], Sequence[str]],
+    done: str | Callable[[Sequence[Run]], Iterable[str]],
     act: Callable[[Run], str | None],
     yes: bool,
     dry_run: bool,
