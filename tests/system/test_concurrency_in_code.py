@@ -161,6 +161,17 @@ def waits_for(store: Store, limit: str, times: int = 1) -> None:
     eventually(waiting, what=f"{times} to wait for {limit}")
 
 
+def line_up(store: Store, folder: Path) -> list[str]:
+    """Three runs: one that is inside, and two that wait, in this order."""
+    deployment = deploy(store, folder, "holds")
+    runs = []
+    for number in range(3):
+        runs.append(submit(store, deployment, folder=str(folder)))
+        wait_until_inside(folder)
+        waits_for(store, "db", number)
+    return runs
+
+
 def test_two_flows_in_two_workers_are_never_inside_together(store: Store, settings: Settings, folder: Path) -> None:
     store.limits.create_global("db", 0)
     with two_workers(settings):
@@ -227,12 +238,7 @@ def test_timeouts_and_refusals_reach_the_code(store: Store, settings: Settings, 
 def test_a_cancelled_waiter_leaves_the_line(store: Store, settings: Settings, folder: Path) -> None:
     store.limits.create_global("db", 1)
     with worker(settings, limit=3):
-        deployment = deploy(store, folder, "holds")
-        runs = []
-        for number in range(3):
-            runs.append(submit(store, deployment, folder=str(folder)))
-            wait_until_inside(folder)
-            waits_for(store, "db", number)
+        runs = line_up(store, folder)
         store.runs.cancel(runs[1])
         assert wait_for_end(store, runs[1]).state.name == "Cancelled"
         waits_for(store, "db", 1)
@@ -407,12 +413,7 @@ def test_a_restart_of_redis_frees_nothing_and_forgets_nobody(own_server: RedisSe
 
 def hold_and_wait(store: Store, running: WorkerProcess, server: RedisServer, folder: Path) -> list[str]:
     """One run holds the slot over a restart of Redis, one waits over it; one gives it back while Redis is away."""
-    deployment = deploy(store, folder, "holds")
-    runs = []
-    for number in range(3):
-        runs.append(submit(store, deployment, folder=str(folder)))
-        wait_until_inside(folder)
-        waits_for(store, "db", number)
+    runs = line_up(store, folder)
     for number in (1, 2):
         server.kill()
         running.wait_until_said("Redis cannot be reached")
