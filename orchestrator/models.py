@@ -153,6 +153,10 @@ class LogLine:
     id: str = ""
 
 
+CATCH_UP = timedelta(minutes=5)
+"""Fires that were missed in an outage no longer than this all become runs; after a longer one ``misfire`` decides."""
+
+
 @dataclass(slots=True)
 class Schedule:
     """When a deployment runs: exactly one of ``cron``, ``interval`` (with ``anchor``) and ``rrule``.

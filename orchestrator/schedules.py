@@ -34,9 +34,6 @@ ANCHOR = datetime(2020, 1, 1, tzinfo=UTC).replace(tzinfo=None)
 """Where intervals without an anchor, and rrules without DTSTART, count from: midnight in their zone. A fixed day, so that
 deploying again does not shift the schedule."""
 
-CATCH_UP = timedelta(minutes=5)
-"""Fires that were missed in an outage no longer than this all become runs; after a longer one ``misfire`` decides."""
-
 MISFIRES = ("latest", "all", "skip")
 """What a schedule may do about the fires that it missed in a long outage. See ``Schedule``."""
 

@@ -15,8 +15,7 @@ from typing import Any, TypeVar
 from orchestrator import clock, keys, names
 from orchestrator.exceptions import ObjectNotFound, StoreUnavailable
 from orchestrator.keys import Keys, lengthen, shorten
-from orchestrator.models import Created, Deployment, LogLine, NewRun, Run, Schedule, TaskRun
-from orchestrator.schedules import CATCH_UP
+from orchestrator.models import CATCH_UP, Created, Deployment, LogLine, NewRun, Run, Schedule, TaskRun
 from orchestrator.states import State, StateType, canonical_name
 from orchestrator.store import streams
 from orchestrator.store.answers import (

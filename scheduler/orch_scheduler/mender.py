@@ -14,7 +14,7 @@ from datetime import datetime
 from orch_scheduler import planner
 from orchestrator import names, schedules
 from orchestrator.exceptions import StoreUnavailable
-from orchestrator.models import Deployment, Schedule
+from orchestrator.models import CATCH_UP, Deployment, Schedule
 from orchestrator.store import Store
 from orchestrator.store.answers import Planned
 from orchestrator.store.failover import Epoch
@@ -95,7 +95,7 @@ def _plan_until_told(store: Store, deployment: Deployment, schedule: Schedule) -
 
 def _plan_again(store: Store, deployment: Deployment, schedule: Schedule, mark: datetime) -> Planned:
     now = store.now()
-    since = now - schedules.CATCH_UP
+    since = now - CATCH_UP
     fires = schedules.fires(schedule, since, until=mark) if mark > since else []
     ids = {fire: planner.run_id(deployment.id, schedule, fire) for fire in fires}
     gone = store.failover.unrecorded(deployment.id, list(ids.values()))

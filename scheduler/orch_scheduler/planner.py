@@ -17,7 +17,7 @@ from itertools import islice
 from orchestrator import clock, names, schedules
 from orchestrator.exceptions import StoreFull
 from orchestrator.keys import make_id
-from orchestrator.models import Deployment, Schedule
+from orchestrator.models import CATCH_UP, Deployment, Schedule
 from orchestrator.store import Store
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def _missed(
     first = schedules.next_after(schedule, mark) if mark < now else None
     unplanned = first is not None and first <= now
     oldest = min([*overdue, *([first] if first is not None and unplanned else [])], default=None)
-    if oldest is None or now - oldest <= schedules.CATCH_UP:
+    if oldest is None or now - oldest <= CATCH_UP:
         return [], [], schedules.fires(schedule, mark, until=now) if unplanned else [], None
     wanted = {"latest": 1, "skip": 0}.get(schedule.misfire, schedule.misfire_limit)
     newest = _newest(schedule, mark, now, wanted + 1) if unplanned else []
@@ -96,7 +96,7 @@ def _missed(
 
 def _newest(schedule: Schedule, mark: datetime, now: datetime, count: int) -> list[datetime]:
     """The last fires in (mark, now], oldest first. Looked for from the end: an outage may have been long."""
-    window = schedules.CATCH_UP
+    window = CATCH_UP
     while True:
         since = max(mark, now - window)
         found = schedules.fires(schedule, since, until=now)
