@@ -1,8 +1,8 @@
 """States: what a run can be, and which state may follow which.
 
-``TRANSITIONS`` is the one table. Python reads it here; the Lua scripts get it from ``store/scripts.py``. Its keys are the
-canonical state names. A flow may end in a state with a name of its own (``Completed(name="Skipped")``); such a state follows
-the rules of its type's canonical name, see ``canonical_name``.
+``TRANSITIONS`` is the one table. Python reads it here; the Lua scripts get it from ``store/scripts.py``, and ``PLACE_STATES``
+too. Its keys are the canonical state names. A flow may end in a state with a name of its own (``Completed(name="Skipped")``);
+such a state follows the rules of its type's canonical name, see ``canonical_name``.
 """
 
 from __future__ import annotations
@@ -79,6 +79,18 @@ TRANSITIONS: Mapping[str, frozenset[str]] = MappingProxyType(
     }
 )
 """For each canonical state name, the names that may follow it."""
+
+PLACE_STATES: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        "due": frozenset({"Scheduled", "AwaitingRetry"}),
+        "queued": frozenset({"Scheduled", "Late"}),
+        "parked": frozenset({"AwaitingConcurrencySlot", "Scheduled", "Late"}),
+        "leased": frozenset({"Pending", "Running", "Cancelling"}),
+        "paused": frozenset({"Paused", "Suspended"}),
+        "ended": _ENDS,
+    }
+)
+"""The places of a run, and the canonical names of the states that it may be in there."""
 
 _CANONICAL: Mapping[StateType, str] = MappingProxyType(
     {kind: next(name for name, of in STATE_TYPES.items() if of is kind) for kind in StateType}

@@ -22,8 +22,8 @@ from orchestrator.models import Call
 from orchestrator.states import TRANSITIONS
 from orchestrator.store import streams
 from orchestrator.store.client import Redis, is_of_another_type
-from orchestrator.store.pools import SHARE
 from orchestrator.store.records import defect, read_calls
+from orchestrator.store.scripts import SHARE
 
 if TYPE_CHECKING:
     from orchestrator.store import Store

@@ -19,13 +19,10 @@ from orchestrator.models import Scheduler, Worker, WorkPool, WorkQueue
 from orchestrator.store.answers import Delivery
 from orchestrator.store.client import Redis
 from orchestrator.store.limits import Limits, pool_gate, queue_gate
-from orchestrator.store.scripts import Scripts
+from orchestrator.store.scripts import SHARE, Scripts
 
 POOL_TYPES = ("process",)
 """The types of work pool that this release can run."""
-
-SHARE = 100
-"""As in lua/lib/gates.lua: so many runs of one deployment, beyond the first, may stand in a long queue."""
 
 _BATCH = 100
 

@@ -13,17 +13,7 @@ from orchestrator import clock, keys
 from orchestrator.exceptions import PayloadTooLarge
 from orchestrator.keys import lengthen
 from orchestrator.models import Call, HistoryEntry, LogLine, Run, TaskRun
-from orchestrator.states import STATE_TYPES, TERMINAL, State, StateType
-
-PLACE_STATES: Mapping[str, frozenset[str]] = {
-    "due": frozenset({"Scheduled", "AwaitingRetry"}),
-    "queued": frozenset({"Scheduled", "Late"}),
-    "parked": frozenset({"AwaitingConcurrencySlot", "Scheduled", "Late"}),
-    "leased": frozenset({"Pending", "Running", "Cancelling"}),
-    "paused": frozenset({"Paused", "Suspended"}),
-    "ended": frozenset(name for name, kind in STATE_TYPES.items() if kind in TERMINAL),
-}
-"""The places of a run, and the states that it may be in there. lua/lib/runs.lua has the same."""
+from orchestrator.states import PLACE_STATES, STATE_TYPES, State, StateType
 
 INLINE_LIMIT = 256 * 1024
 """Bytes of packed parameters, or of a packed result, that a run may carry."""

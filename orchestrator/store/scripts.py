@@ -5,7 +5,7 @@ keywords that a call accepts, in that order; USES names the shared parts (lua/li
 shebang. What a name may hold: ``str`` (text or bytes), ``int``, ``packed`` (msgpack of lists, numbers, text and bytes).
 
 Every script gets KEYS[1], the namespace's prefix; ``now``, Redis's time in milliseconds, or the time that a test has frozen;
-and ``TRANSITIONS`` from states.py.
+and the tables ``TRANSITIONS`` and ``PLACE_STATES`` from states.py.
 
 Scripts are addressed by the hash of their text, so two releases share one server. A server that has lost its script cache
 answers NOSCRIPT; the script is then sent again.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -26,7 +26,7 @@ from redis.exceptions import NoScriptError
 
 from orchestrator.clock import FrozenClock
 from orchestrator.exceptions import NotReplicated
-from orchestrator.states import TRANSITIONS
+from orchestrator.states import PLACE_STATES, TRANSITIONS
 from orchestrator.store.client import Redis
 from orchestrator.store.durability import Confirmation
 
@@ -50,6 +50,9 @@ CONFIRMED = frozenset(
 RETENTION_MS = 30 * 86_400_000
 EVENTS_KEPT = 100_000
 
+SHARE = 100
+"""A long queue takes so many runs of each deployment beyond its first so many: see lua/lib/places.lua."""
+
 _ARGUMENT = re.compile(r"^-- (?:ARGV|    ) +(\w+) +(str|int|packed) +\S")
 
 
@@ -63,10 +66,10 @@ class Script:
     sha: str
 
 
-def _lua_table() -> str:
+def _lua_table(name: str, table: Mapping[str, Iterable[str]]) -> str:
     # Strings, not tables: every call of a script builds this anew, and 13 tables would cost it a quarter of its time.
-    rows = (f"{name} = ' {' '.join(sorted(following))} '" for name, following in TRANSITIONS.items())
-    return f"local TRANSITIONS = {{{', '.join(rows)}}}\n"
+    rows = (f"{key} = ' {' '.join(sorted(values))} '" for key, values in table.items())
+    return f"local {name} = {{{', '.join(rows)}}}\n"
 
 
 def _parse(name: str, source: str, library: Callable[[str], str]) -> Script:
@@ -77,7 +80,8 @@ def _parse(name: str, source: str, library: Callable[[str], str]) -> Script:
     parts = [f"#!lua flags={','.join(flags)}\n"] if flags else []
     parts += ["local prefix, now = KEYS[1], tonumber(ARGV[1])\n"]
     parts += ["if not now then local t = redis.call('TIME'); now = t[1] * 1000 + math.floor(t[2] / 1000) end\n"]
-    parts += [f"local RETENTION_MS, EVENTS_KEPT = {RETENTION_MS}, {EVENTS_KEPT}\n", _lua_table()]
+    parts += [f"local RETENTION_MS, EVENTS_KEPT, SHARE = {RETENTION_MS}, {EVENTS_KEPT}, {SHARE}\n"]
+    parts += [_lua_table("TRANSITIONS", TRANSITIONS), _lua_table("PLACE_STATES", PLACE_STATES)]
     # Each part stands in a function of its own. A local of the enclosing function is captured at once; for one of the same
     # function Lua walks along all that were captured before: with seven parts in a row, half of a call's fixed cost.
     for part in uses:

@@ -14,7 +14,6 @@
 -- A gate is read once per script; slots taken and freed by the script itself are counted in memory.
 
 local RESERVED_MS = 5000
-local SHARE = 100
 local gates = {}
 local freed = {}
 local parked_here = {}  -- gate -> the runs and calls that this very script has parked there: they are not among those it can read

@@ -1,8 +1,8 @@
 -- A run in memory: read once, changed, written once; its state, its history, the indexes it stands in, its birth and its end.
 --
--- A run is read once per script (`load_run`), changed in memory (`set`), and written once at the end. The table TRANSITIONS
--- comes from states.py. A field that is absent reads as ''. `due` is when the run was meant to start; `ready`, stored where it
--- differs, is when it may start next: a retry's time, or when it was queued again.
+-- A run is read once per script (`load_run`), changed in memory (`set`), and written once at the end. The tables
+-- TRANSITIONS and PLACE_STATES come from states.py. A field that is absent reads as ''. `due` is when the run was meant to start;
+-- `ready`, stored where it differs, is when it may start next: a retry's time, or when it was queued again.
 --
 -- A run that cannot be read (its key is no hash, fields are missing or garbled) counts as none: whoever meets it goes on with the
 -- others. Who meets it first writes a dead letter about it and gives it a TTL.
@@ -14,10 +14,6 @@ local FIELDS = {
 }
 local NUMBERS = {attempt = 0, prio = 1, due = 0, ready = 0, starts = 0, crashes = 0, budget = 1}
 local TIMES = {'at', 'started', 'expires', 'reserved', 'ended'}
-local PLACE_STATES = {
-  due = ' Scheduled AwaitingRetry ', queued = ' Scheduled Late ', parked = ' AwaitingConcurrencySlot Scheduled Late ',
-  leased = ' Pending Running Cancelling ', paused = ' Paused Suspended ', ended = ' Completed Failed Crashed Cancelled ',
-}
 local HISTORY_BYTES = 32768
 local LETTERS_KEPT, LETTER_BYTES = 10000, 1024
 local loaded = {}
