@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from floor import Floor, named
-from orchestrator.keys import new_id
+from orchestrator.keys import new_id, shorten
 from orchestrator.models import Deployment, NewRun
 from orchestrator.store.answers import End
 
@@ -96,3 +96,15 @@ def test_what_was_lost_of_a_share_is_mended(floor: Floor) -> None:
         floor.store.client.delete(key)
     assert len(floor.store.runs.reconcile_all()) == 100
     assert work(floor, 250) == runs
+
+
+def test_a_run_of_a_full_share_whose_message_was_lost_is_queued_again_at_once(floor: Floor) -> None:
+    """It was parked behind its own share, whose slot was nobody's until the members were mended too."""
+    runs = flood(floor, new_id(), 250)
+    client, stream = floor.store.client, floor.store.keys.queue("p", "default", "normal")
+    [message] = [entry for entry, fields in client.xrange(stream) if fields[b"r"].decode() == shorten(runs[150])]
+    client.xdel(stream, message)
+    assert len(floor.store.scripts.call("reconcile", runs=[shorten(runs[150])])) == 1
+    assert floor.place(runs[150]) == ("queued", "Scheduled")
+    assert floor.place(runs[200]) == ("parked", "Scheduled")
+    assert sorted(work(floor, 250)) == sorted(runs)

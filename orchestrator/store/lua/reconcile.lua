@@ -24,6 +24,18 @@ local function mend_member(run, key, should, score)
   end
 end
 
+-- A run that stands in a long queue as part of its deployment's share has a slot of that.
+local function mend_share(run)
+  if not present(run.share) then return end
+  if run.place ~= 'queued' then
+    set(run, 'share', '')
+    mend(run, 'had a share of a queue that it does not stand in')
+  elseif not redis.call('ZSCORE', share_of(run).slots, slot(run, run.attempt + 1)) then
+    take_share(run, share_of(run))
+    mend(run, 'had lost its share of its queue')
+  end
+end
+
 local function mend_place(run)
   local scores = {due = run.ready, leased = now, paused = now + PAUSE_MS}
   for place, key in pairs(PLACE_KEYS) do mend_member(run, key, run.place == place, scores[place]) end
@@ -34,6 +46,8 @@ local function mend_place(run)
     local id, stream = string.match(run.msg, '^(%S+) (.*)$')
     local entry = id and redis.call('XRANGE', prefix .. stream, id, id)
     if not entry or not entry[1] or entry[1][2][2] ~= run.id then
+      -- First, or the run would be in its own way where its share is full.
+      if present(run.share) then free_share(run) end
       to_queue(run)
       mend(run, 'had no message')
     end
@@ -67,18 +81,6 @@ local function mend_calls(run)
         if lost then mend(run, 'its code had lost its slots of ' .. name) end
       end
     end
-  end
-end
-
--- A run that stands in a long queue as part of its deployment's share has a slot of that.
-local function mend_share(run)
-  if not present(run.share) then return end
-  if run.place ~= 'queued' then
-    set(run, 'share', '')
-    mend(run, 'had a share of a queue that it does not stand in')
-  elseif not redis.call('ZSCORE', share_of(run).slots, slot(run, run.attempt + 1)) then
-    write('ZADD', share_of(run).slots, now, slot(run, run.attempt + 1))
-    mend(run, 'had lost its share of its queue')
   end
 end
 
@@ -130,9 +132,9 @@ end
 for _, id in ipairs(runs) do
   local run = load_run(id)
   if run then
+    mend_share(run)
     mend_place(run)
     mend_indexes(run)
-    mend_share(run)
     mend_slots(run)
     mend_idempotency(run)
     mend_ttl(run)
