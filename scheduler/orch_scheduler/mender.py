@@ -100,6 +100,6 @@ def _plan_again(store: Store, deployment: Deployment, schedule: Schedule, mark: 
     ids = {fire: planner.run_id(deployment.id, schedule, fire) for fire in fires}
     gone = store.failover.unrecorded(deployment.id, list(ids.values()))
     lost = [(run, names.generate(), fire) for fire, run in ids.items() if run in gone and (fire > now or gone[run])]
-    # Also where nothing is missing: the schedule may have fallen out of the list of those that are to be planned.
-    next_plan = schedules.next_after(schedule, now)
-    return store.runs.plan(deployment, schedule, lost, mark=mark, next_plan=next_plan)
+    # Also where nothing is missing: the schedule may have fallen out of the list of those that are to be planned. The planner
+    # looks at it next: with the mark, everything that was planned ahead may have been forgotten.
+    return store.runs.plan(deployment, schedule, lost, mark=mark, next_plan=now)

@@ -42,6 +42,15 @@ def test_fires_whose_runs_and_mark_were_lost_become_the_same_runs_again(floor: F
     assert "namespace.failover" in {event.name for event in floor.store.events.latest(50)}
 
 
+def test_a_schedule_whose_first_plan_was_lost_is_planned_ahead_at_once_and_not_when_its_next_fire_is_due(floor: Floor) -> None:
+    """Where the mender was faster than the planner, it used to put the planner off until then: nothing stood ready."""
+    deployed(floor)
+    mender.plan_again(floor.store)
+    assert due_times(floor) == []
+    planner.run_once(floor.store)
+    assert [(due - floor.now()).total_seconds() for due in due_times(floor)] == [60, 120, 180]
+
+
 @pytest.mark.parametrize("left", ["nothing", "its place", "its indexes"])
 def test_runs_that_were_lost_while_the_mark_was_kept_are_found_and_planned_again(floor: Floor, left: str) -> None:
     deployment = deployed(floor)
