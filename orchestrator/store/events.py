@@ -12,7 +12,16 @@ from orchestrator.models import Event
 from orchestrator.store.client import Redis
 from orchestrator.store.scripts import EVENTS_KEPT
 
-_FIELDS = {b"r": "run", b"f": "flow", b"a": "attempt", b"p": "pool", b"q": "queue", b"d": "deployment", b"g": "gate"}
+_FIELDS = {
+    b"r": "run",
+    b"f": "flow",
+    b"a": "attempt",
+    b"p": "pool",
+    b"q": "queue",
+    b"d": "deployment",
+    b"g": "gate",
+    b"t": "title",
+}
 
 
 class Events:

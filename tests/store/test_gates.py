@@ -9,9 +9,9 @@ import pytest
 from floor import Floor, named
 from orchestrator.exceptions import InvalidName
 from orchestrator.keys import new_id, shorten
-from orchestrator.models import NewRun, Slot, Waiter
+from orchestrator.models import Deployment, NewRun, Slot, Waiter
 from orchestrator.store.answers import Released
-from orchestrator.store.limits import tag_gate
+from orchestrator.store.limits import deployment_gate, tag_gate
 
 
 def holders(floor: Floor, gate: str) -> list[str]:
@@ -407,3 +407,21 @@ def test_a_run_that_is_parked_just_before_its_slot_is_given_back_in_the_same_cla
     assert floor.get(reserved).gate == "queue:p:side"
     floor.store.runs.wake()
     assert [run.id for run in floor.claim()] == [later]
+
+
+def test_an_event_about_a_limit_calls_it_as_people_do(floor: Floor) -> None:
+    """It named the gate only, global:<id> for one that people call 'db'."""
+    limits, pools = floor.store.limits, floor.store.pools
+    deployment = floor.store.deployments.save(Deployment("nightly", "etl", "f.py:f", pool="p"))
+    began = floor.store.events.last_id()
+    limits.create_global("db", 5)
+    limits.update_global("db", new_name="warehouse")
+    limits.delete_global("warehouse")
+    limits.set("tag:eu", 1)
+    limits.set(deployment_gate(shorten(deployment.id)), 1)
+    pools.set_concurrency_limit("p", 3)
+    pools.pause_queue("p", "default")
+    assert [event.fields["title"] for event in floor.store.events.read(began)] == [
+        *("global limit 'db'", "global limit 'warehouse'", "global limit 'warehouse'", "tag 'eu'"),
+        *("deployment 'etl/nightly'", "work pool 'p'", "work queue 'default' of 'p'"),
+    ]

@@ -73,5 +73,14 @@ else
   if set_now.decay then write('HDEL', prefix .. 'rates', gate) end
   if called then write('HDEL', prefix .. 'global_limits', called) end
 end
-emit('gate.changed', 'g', gate)
+
+-- What people call it. Only here has a deployment's name to be read for it.
+local function known_as()
+  local deployment = string.match(gate, '^deployment:(.*)$')
+  local slug = deployment and redis.call('HMGET', prefix .. 'deployment:' .. deployment, 'flow', 'name')
+  return slug and slug[1] and "deployment '" .. slug[1] .. '/' .. slug[2] .. "'" or title(set_now)
+end
+
+set_now.called = called
+emit('gate.changed', 'g', gate, 't', known_as())
 return {'ok', wake(gate)}
