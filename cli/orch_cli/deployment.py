@@ -102,6 +102,8 @@ def run(
 ) -> int:
     """Run a deployment, now or later.
 
+    While its work pool or work queue is paused, or no worker polls it, the run waits, which a warning says.
+
     With --watch the exit code is 0 for Completed, 1 for Failed and Crashed, 7 for Cancelled, 124 when --timeout is over.
     """
     from orchestrator.deployments.parameters import parse_parameters
@@ -114,7 +116,7 @@ def run(
     with open_store() as store:
         found = store.deployments.get(deployment)
         values = parse_parameters(found, parameters, _document(document))
-        _require_open_pool(store, found)
+        _require_pool(store, found)
         now = store.now()
         due = start_at or (now + start_in if start_in is not None else None)
         created = store.runs.create(
@@ -234,17 +236,13 @@ def _document(text: str | None) -> str | None:
     return sys.stdin.read() if text == "-" else text
 
 
-def _require_open_pool(store: Store, deployment: Deployment) -> None:
-    """Refuse a run that nothing would start: its pool is gone or paused."""
-    try:
-        pool = store.pools.get(deployment.pool)
-    except ObjectNotFound as error:
+def _require_pool(store: Store, deployment: Deployment) -> None:
+    """Refuse a run whose pool is gone: no worker could take it. One that is paused lets it wait."""
+    if not store.pools.exists(deployment.pool):
         raise ObjectNotFound(
             f"Deployment '{deployment.slug}' runs in work pool '{deployment.pool}', which does not exist.",
             hint=f"Create it with: orch work-pool create {quote(deployment.pool)} --type process",
-        ) from error
-    if pool.paused:
-        raise Refused(f"Work pool '{pool.name}' is paused.", hint=f"Resume it with: orch work-pool resume {quote(pool.name)}")
+        )
 
 
 def _tell(run: Run, answer: str, deployment: Deployment, out: Printer[Run]) -> None:

@@ -166,6 +166,11 @@ def explain_waiting(store: Store, run: Run) -> None:
             f"Work pool '{pool.name}' is paused; the run will wait.",
             hint=f"Resume it with: orch work-pool resume {quote(pool.name)}",
         )
+    elif any(queue.paused for queue in pool.queues if queue.name == run.queue):
+        output.warn(
+            f"Work queue '{run.queue}' of '{pool.name}' is paused; the run will wait.",
+            hint=f"Resume it with: orch work-queue resume {quote(run.queue)} --pool {quote(pool.name)}",
+        )
     elif pool.workers == 0:
         output.warn(
             f"No worker polls work pool '{pool.name}'; the run will wait.",

@@ -136,16 +136,34 @@ def test_a_wrong_run_is_refused_before_anything_is_queued(
     assert store.queries.count() == 0
 
 
-def test_a_run_in_a_paused_or_missing_pool_is_refused_with_the_command_that_helps(
+def test_a_run_in_a_missing_pool_is_refused_with_the_command_that_helps(
     orch: Orch, deployment: Deployment, store: Store
 ) -> None:
-    store.pools.pause("etl")
-    answer = orch("deployment", "run", "load/nightly", "-p", "days=3")
-    assert (answer.code, "orch work-pool resume etl" in answer.err) == (5, True)
     store.pools.delete("etl")
     answer = orch("deployment", "run", "load/nightly", "-p", "days=3")
     assert (answer.code, "orch work-pool create etl --type process" in answer.err) == (3, True)
     assert store.queries.count() == 0
+
+
+@pytest.mark.parametrize(
+    ("gate", "said", "hint"),
+    [
+        ("pool:etl", "Work pool 'etl' is paused; the run will wait.", "orch work-pool resume etl"),
+        (
+            "queue:etl:default",
+            "Work queue 'default' of 'etl' is paused; the run will wait.",
+            "orch work-queue resume default --pool etl",
+        ),
+    ],
+)
+def test_a_run_behind_a_pause_is_accepted_with_a_warning_that_says_how_to_resume(
+    gate: str, said: str, hint: str, orch: Orch, deployment: Deployment, store: Store
+) -> None:
+    """A paused pool refused it, and a paused queue said nothing."""
+    store.limits.pause(gate)
+    answer = orch("deployment", "run", "load/nightly", "-p", "days=3", "-o", "name")
+    assert (answer.code, said in answer.err, hint in answer.err) == (0, True, True)
+    assert store.runs.get(answer.out.strip()).state.name == "Scheduled"
 
 
 def test_a_run_can_wait_for_its_time_and_expire(orch: Orch, deployment: Deployment, store: Store) -> None:
