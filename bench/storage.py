@@ -65,7 +65,7 @@ def _drain(stage: Stage, batch: int, wanted: int | None = None) -> int:
         claims = runs.claim("bench", POOL, ["default"], batch, start=True)
         if not claims.claimed:
             break
-        answers = runs.finish([End(run.id, run.attempt, State(StateType.COMPLETED)) for run in claims.claimed])
+        answers = runs.finish([End(run.id, run.attempt, State(StateType.COMPLETED)) for run in claims.claimed], worker="bench")
         assert set(answers) == {"ok"}, answers
         done += len(claims.claimed)
     return done

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from orchestrator import clock
 from orchestrator.engine import protocol
@@ -39,6 +39,8 @@ _FIRST_RETRY = 0.25
 _LAST_RETRY = 2.0
 
 Child = Hashable
+P = ParamSpec("P")
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -409,6 +411,7 @@ class Relay:
         ]
         moment = clock.now()
         turn = Turn(
+            worker=self._worker,
             starts=[
                 Start(tracked.id, tracked.attempt, state.name, moment - state.timestamp)
                 for tracked in self._runs.values()
@@ -422,7 +425,6 @@ class Relay:
             ],
             ends=[end for _, end in ending],
             claim=self._claim([end.run for _, end in ending]) if self._claim else None,
-            worker=self._worker,
         )
         if not (turn.starts or turn.logs or turn.tasks or turn.ends or turn.claim):
             return
@@ -479,7 +481,8 @@ class Relay:
         # Subflows before the run that called them: children were opened later.
         for tracked in reversed(list(self._runs.values())):
             if tracked.death is not None and not tracked.changed:
-                lapsed = self._guarded(self._store.runs.report_death, tracked.id, tracked.attempt, tracked.death)
+                report = self._store.runs.report_death
+                lapsed = self._guarded(report, tracked.id, tracked.attempt, tracked.death, worker=self._worker)
                 self._finished(tracked, _death_answer(lapsed))
 
     def _finished(self, tracked: _Tracked, answer: str) -> None:
@@ -518,7 +521,8 @@ class Relay:
         # What runs that have ended had was freed with their ends.
         self._to_release = [(run, number) for run, number in self._to_release if run in self._runs]
         while some := self._to_release[:_CALLS_A_TURN]:
-            self._guarded(self._store.limits.release, [(run, self._runs[run].attempt, number) for run, number in some])
+            calls = [(run, self._runs[run].attempt, number) for run, number in some]
+            self._guarded(self._store.limits.release, calls, worker=self._worker)
             del self._to_release[: len(some)]
 
     def _tell_tags(self) -> None:
@@ -565,7 +569,8 @@ class Relay:
         tracked = self._runs[call.run]
         call.is_known = True
         of, names, occupy, rate, strict, _ = call.wanted
-        return self._store.limits.acquire(Acquire(call.run, tracked.attempt, call.number, names, of, occupy, rate, strict))
+        asked = Acquire(call.run, tracked.attempt, self._worker, call.number, names, of, occupy, rate, strict)
+        return self._store.limits.acquire(asked)
 
     def _take_answer(self, call: _Call, acquired: Acquired, now: float) -> None:
         without = acquired.detail.split("\n") if acquired.detail else []
@@ -609,10 +614,10 @@ class Relay:
             self._settle(call, ok=True, value=["superseded", ""])
             self._due(0.0)
 
-    def _guarded(self, call: Callable[..., Any], *arguments: Any) -> Any:
+    def _guarded(self, call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T | None:
         """Call the store. What it refuses is said and dropped: one run's trouble must not keep the others' frames back."""
         try:
-            return call(*arguments)
+            return call(*arguments, **named)
         except StoreUnavailable:
             raise
         except Exception:

@@ -38,6 +38,7 @@ class Sidecar:
     def __init__(self, sock: socket.socket, chosen: settings.Settings) -> None:
         self._socket = sock
         self._settings = chosen
+        self._name = f"{socket.gethostname()}-{os.getppid()}-flow"
         self._frames = protocol.Frames()
         self._early: list[tuple[float, protocol.Frame]] = []  # with their arrival
         self._store: Store | None = None
@@ -83,17 +84,16 @@ class Sidecar:
             self._give_up(problem)
         if self._has_told:
             self._send([protocol.TROUBLE, ""])
-        name = f"{socket.gethostname()}-{os.getppid()}-flow"
-        self._relay = Relay(self._store, name)
-        self._control = Waiter("orch-wait-control", partial(self._wait_for_control, self._store, name), self._wake)
+        self._relay = Relay(self._store, self._name)
+        self._control = Waiter("orch-wait-control", partial(self._wait_for_control, self._store), self._wake)
         for arrived, frame in self._early:
             self._relay.feed(_CHILD, frame, arrived)
         self._early = []
         if self._is_alone_since is not None:
             self._bury(now)
 
-    def _wait_for_control(self, store: Store, name: str) -> list[Control]:
-        return store.pools.wait_for_control(name, self._control_after, _BLOCK)
+    def _wait_for_control(self, store: Store) -> list[Control]:
+        return store.pools.wait_for_control(self._name, self._control_after, _BLOCK)
 
     def _wake(self) -> None:
         os.write(self._wake_writer, b"\0")
@@ -127,7 +127,7 @@ class Sidecar:
         leases = relay.leases()
         try:
             self._store.failover.check()
-            answers = self._store.runs.renew(leases)
+            answers = self._store.runs.renew(leases, worker=self._name)
         except DataGone as problem:
             self._give_up(problem)
         except StoreUnavailable:

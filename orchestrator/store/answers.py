@@ -97,15 +97,15 @@ class Turn:
     """Everything for one ``exchange``.
 
     ``tasks``: (run, attempt, task runs). The claim comes last: its ``free`` may count the slots that ``ends`` make free.
-    ``worker`` is who says all this, '' = whoever holds the runs.
+    ``worker`` is who says all this.
     """
 
+    worker: str
     starts: Sequence[Start] = ()
     logs: Mapping[str, Sequence[LogLine]] = field(default_factory=dict)
     tasks: Sequence[tuple[str, int, Sequence[TaskRun]]] = ()
     ends: Sequence[End] = ()
     claim: ClaimRequest | None = None
-    worker: str = ""
 
 
 @dataclass(slots=True)
@@ -119,7 +119,7 @@ class Turned:
 
 @dataclass(frozen=True, slots=True)
 class Acquire:
-    """Slots that the code of a run asks for. ``call`` is the request's number in the attempt, from 1.
+    """Slots that the code of a run asks for, which ``worker`` executes. ``call`` is its number in the attempt, from 1.
 
     ``names`` are of global limits, or (``of`` = tag) a task run's tags. ``occupy`` slots of each; with ``rate`` only limits
     whose slots come back by time will do; ``strict``: a name without a limit is an error, else it lets everybody through.
@@ -127,6 +127,7 @@ class Acquire:
 
     run: str
     attempt: int
+    worker: str
     call: int
     names: Sequence[str]
     of: str = "global"

@@ -68,6 +68,7 @@ class Limits:
             "acquire",
             run=shorten(asked.run),
             attempt=asked.attempt,
+            worker=asked.worker,
             call=asked.call,
             of=asked.of,
             names=list(dict.fromkeys(asked.names)),
@@ -78,10 +79,10 @@ class Limits:
         )
         return Acquired(answer.decode(), detail.decode() if isinstance(detail, bytes) else str(detail), _ms(rest))
 
-    def release(self, calls: Iterable[tuple[str, int, int]]) -> int:
-        """Give back the slots of calls (run, attempt, number), or let them wait no longer. How many of them there were."""
+    def release(self, calls: Iterable[tuple[str, int, int]], *, worker: str) -> int:
+        """Give back the slots of a worker's calls (run, attempt, number), or let them wait no longer. How many there were."""
         items = [[shorten(run), attempt, number] for run, attempt, number in calls]
-        return int(self._scripts.call("release", calls=items)) if items else 0
+        return int(self._scripts.call("release", worker=worker, calls=items)) if items else 0
 
     # --- global limits ---------------------------------------------------------------------------------------------------
 

@@ -234,11 +234,13 @@ class Runs:
 
         A part that the store refuses is an exception in its place; the others are done all the same.
         """
-        parts: list[tuple[str, dict[str, Any]]] = [("set_state", self._start_arguments(start)) for start in turn.starts]
+        parts: list[tuple[str, dict[str, Any]]] = [
+            ("set_state", self._start_arguments(start, turn.worker)) for start in turn.starts
+        ]
         if turn.logs:
             parts.append(("append_log", _log_arguments(turn.logs)))
         for run, attempt, tasks in turn.tasks:
-            parts.append(("record_tasks", _task_arguments(run, attempt, tasks)))
+            parts.append(("record_tasks", _task_arguments(run, attempt, turn.worker, tasks)))
         if turn.ends:
             parts.append(("finish", self._end_arguments(turn.ends, turn.worker)))
         if turn.claim is not None:
@@ -312,21 +314,19 @@ class Runs:
             created_by=_text(fields[b"by"]),
         )
 
-    def renew(self, leases: Sequence[tuple[str, int]], *, worker: str = "") -> list[str]:
-        """Extend leases (run, attempt). Per run: ok, cancel (extended, but it is to be stopped), ended, lost.
+    def renew(self, leases: Sequence[tuple[str, int]], *, worker: str) -> list[str]:
+        """Extend a worker's leases (run, attempt). Per run: ok, cancel (extended, but it is to be stopped), ended, lost.
 
-        With ``worker``, only its own: after a fail-over another one may hold a run under the same attempt.
+        ``worker`` is part of the fence, here and in every other method that takes an attempt: where a fail-over has forgotten a
+        claim, another worker may hold the run under the same attempt.
         """
         if not leases:
             return []
         items = [[shorten(run), attempt] for run, attempt in leases]
         return [_text(answer) for answer in self._scripts.call("renew", worker=worker, lease_ms=self._lease_ms, items=items)]
 
-    def finish(self, ends: Sequence[End], *, worker: str = "") -> list[str]:
-        """End attempts. Per end: ok, again (this attempt's end is recorded already), superseded (the fence has moved on).
-
-        With ``worker``, only its own, as in ``renew``.
-        """
+    def finish(self, ends: Sequence[End], *, worker: str) -> list[str]:
+        """End attempts. Per end: ok, again (this attempt's end is recorded already), superseded (the fence has moved on)."""
         if not ends:
             return []
         answers = self._scripts.call("finish", **self._end_arguments(ends, worker))
@@ -352,17 +352,20 @@ class Runs:
         """
         # Under a frozen clock the age of the real server means nothing.
         grace_ms = 0 if self._scripts.is_frozen else self._lease_ms
-        return self._lapse("", 0, "its worker did not renew the lease", limit, grace_ms, expected_ms)
+        return self._lapse("", 0, "", "its worker did not renew the lease", limit, grace_ms, expected_ms)
 
-    def report_death(self, run: str, attempt: int, reason: str) -> Lapsed:
+    def report_death(self, run: str, attempt: int, reason: str, *, worker: str) -> Lapsed:
         """The process that executed this attempt is dead: as ``lapse``, at once. ``seen`` is 1 whatever the fence said."""
-        return self._lapse(shorten(run), attempt, _message(reason), 1, 0, None)
+        return self._lapse(shorten(run), attempt, worker, _message(reason), 1, 0, None)
 
-    def _lapse(self, run: str, attempt: int, reason: str, limit: int, grace_ms: int, expected_ms: int | None) -> Lapsed:
+    def _lapse(
+        self, run: str, attempt: int, worker: str, reason: str, limit: int, grace_ms: int, expected_ms: int | None
+    ) -> Lapsed:
         requeued, crashed, cancelled, seen, is_braked, jump_ms, now_ms = self._scripts.call(
             "lapse",
             run=run,
             attempt=attempt,
+            worker=worker,
             reason=reason,
             limit=limit,
             grace_ms=grace_ms,
@@ -371,9 +374,9 @@ class Runs:
         )
         return Lapsed(int(requeued), int(crashed), int(cancelled), int(seen), bool(is_braked), int(jump_ms), int(now_ms))
 
-    def hand_back(self, run: str, attempt: int) -> str:
+    def hand_back(self, run: str, attempt: int, *, worker: str) -> str:
         """Give a run back unharmed; it goes to the front. ok or superseded."""
-        return _text(self._scripts.call("hand_back", run=shorten(run), attempt=attempt))
+        return _text(self._scripts.call("hand_back", run=shorten(run), attempt=attempt, worker=worker))
 
     def redeliver(self, pool: str, queues: Sequence[str], *, worker: str = "", idle: timedelta = timedelta(seconds=2)) -> int:
         """New messages for those that were handed out ``idle`` ago and not claimed (by ``worker``, or by anybody)."""
@@ -404,13 +407,21 @@ class Runs:
         return self._change("cancel", run=shorten(run), message=_message(message))
 
     def pause(
-        self, run: str, attempt: int, *, timeout: timedelta = _DEFAULT_PAUSE, suspend: bool = True, message: str = ""
+        self,
+        run: str,
+        attempt: int,
+        *,
+        worker: str,
+        timeout: timedelta = _DEFAULT_PAUSE,
+        suspend: bool = True,
+        message: str = "",
     ) -> Change:
         """A running run waits for a person, its attempt over and its slots free. Nobody in ``timeout``: it fails."""
         return self._change(
             "pause",
             run=shorten(run),
             attempt=attempt,
+            worker=worker,
             state="Suspended" if suspend else "Paused",
             message=_message(message),
             timeout_ms=round(timeout / timedelta(milliseconds=1)),
@@ -420,19 +431,20 @@ class Runs:
         """Let a paused run go on, at the front of its pool."""
         return self._change("resume", run=shorten(run), message=_message(message))
 
-    def set_state(self, run: str, state: State, *, attempt: int = 0, due: datetime | None = None) -> Change:
-        """Enter a state if the table allows it: under a fence (the worker's), or as an operator (attempt 0)."""
-        return self._change("set_state", **self._set_state_arguments(run, state, attempt, due))
+    def set_state(self, run: str, state: State, *, attempt: int = 0, worker: str = "", due: datetime | None = None) -> Change:
+        """Enter a state if the table allows it: under a fence (attempt and worker), or as an operator (attempt 0)."""
+        return self._change("set_state", **self._set_state_arguments(run, state, attempt, worker, due))
 
-    def _start_arguments(self, start: Start) -> dict[str, Any]:
+    def _start_arguments(self, start: Start, worker: str) -> dict[str, Any]:
         state = State(StateType.RUNNING, start.name)
         ago_ms = max(0, round(start.ago / timedelta(milliseconds=1)))
-        return {**self._set_state_arguments(start.run, state, start.attempt, None), "ago_ms": ago_ms}
+        return {**self._set_state_arguments(start.run, state, start.attempt, worker, None), "ago_ms": ago_ms}
 
-    def _set_state_arguments(self, run: str, state: State, attempt: int, due: datetime | None) -> dict[str, Any]:
+    def _set_state_arguments(self, run: str, state: State, attempt: int, worker: str, due: datetime | None) -> dict[str, Any]:
         return {
             "run": shorten(run),
             "attempt": attempt,
+            "worker": worker,
             "state": canonical_name(state.type, state.name),
             "label": state.name,
             "message": _message(state.message),
@@ -476,9 +488,9 @@ class Runs:
         entries = self._client.xrange(self._keys.log(shorten(run)), min=f"({after}" if after else "-", count=limit)
         return [read_line(entry, fields[b"l"]) for entry, fields in entries]
 
-    def record_tasks(self, run: str, attempt: int, tasks: Sequence[TaskRun]) -> str:
+    def record_tasks(self, run: str, attempt: int, tasks: Sequence[TaskRun], *, worker: str) -> str:
         """Record task runs of a flow run under its fence: ok or superseded."""
-        return _text(self._scripts.call("record_tasks", **_task_arguments(run, attempt, tasks)))
+        return _text(self._scripts.call("record_tasks", **_task_arguments(run, attempt, worker, tasks)))
 
     def tasks(self, run: str) -> list[TaskRun]:
         """The task runs of a flow run, in the order of their start."""
@@ -573,8 +585,8 @@ def _log_arguments(batches: Mapping[str, Sequence[LogLine]]) -> dict[str, Any]:
     return {"items": items, "kept": LOG_LINES_KEPT}
 
 
-def _task_arguments(run: str, attempt: int, tasks: Sequence[TaskRun]) -> dict[str, Any]:
+def _task_arguments(run: str, attempt: int, worker: str, tasks: Sequence[TaskRun]) -> dict[str, Any]:
     items: list[Any] = []
     for task in tasks:
         items += [shorten(task.id), pack_task(task)]
-    return {"run": shorten(run), "attempt": attempt, "items": items}
+    return {"run": shorten(run), "attempt": attempt, "worker": worker, "items": items}

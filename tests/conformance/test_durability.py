@@ -73,14 +73,14 @@ def test_an_end_is_only_confirmed_when_a_replica_has_it_and_goes_on_being_asked_
         replicas = _replicas(servers)
         for replica in replicas:
             replica.pause()
-        turned = store.runs.exchange(Turn(starts=[Start(second, 1, "Running")], ends=[End(first, 1, COMPLETED)]))
+        turned = store.runs.exchange(Turn("w", starts=[Start(second, 1, "Running")], ends=[End(first, 1, COMPLETED)]))
         assert isinstance(turned.ends, NotReplicated)
         assert turned.refused == []
         with pytest.raises(NotReplicated):
-            store.runs.finish([End(first, 1, COMPLETED)])
+            store.runs.finish([End(first, 1, COMPLETED)], worker="w")
         for replica in replicas:
             replica.resume()
-        assert store.runs.finish([End(first, 1, COMPLETED)]) == ["again"]
+        assert store.runs.finish([End(first, 1, COMPLETED)], worker="w") == ["again"]
         assert store.runs.get(second).state.name == "Running"
 
 
@@ -104,5 +104,5 @@ def test_by_default_nothing_waits(servers: SentinelServers, settings_for: MakeSe
     with _open(settings_for(servers.url), "default") as store:
         run = store.runs.create([NewRun("f", pool="p")])[0].id
         store.runs.claim("w", "p", ["default"], 1)
-        store.runs.finish([End(run, 1, COMPLETED)])
+        store.runs.finish([End(run, 1, COMPLETED)], worker="w")
         assert "cmdstat_wait" not in servers.primary().ask("INFO", "commandstats")

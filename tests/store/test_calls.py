@@ -16,11 +16,11 @@ from orchestrator.store.pools import Control
 
 
 def ask(floor: Floor, run: str, call: int, *names: str, **more: Any) -> Acquired:
-    return floor.store.limits.acquire(Acquire(run, floor.get(run).attempt, call, names, **more))
+    return floor.store.limits.acquire(Acquire(run, floor.get(run).attempt, "w", call, names, **more))
 
 
 def release(floor: Floor, run: str, call: int) -> int:
-    return floor.store.limits.release([(run, floor.get(run).attempt, call)])
+    return floor.store.limits.release([(run, floor.get(run).attempt, call)], worker="w")
 
 
 def told(floor: Floor, worker: str = "w") -> list[tuple[str, str, int]]:
@@ -79,16 +79,16 @@ def test_however_an_attempt_ends_its_code_holds_nothing_and_waits_for_nothing(fl
         floor.finish(run)
     elif end == "lapse":
         floor.wait(10)
-        floor.store.runs.renew([(other, 1)])
+        floor.store.runs.renew([(other, 1)], worker="w")
         floor.wait(6)
         floor.store.runs.lapse()
     elif end == "hand_back":
-        floor.store.runs.hand_back(run, 1)
+        floor.store.runs.hand_back(run, 1, worker="w")
     elif end == "cancel_and_die":
         floor.store.runs.cancel(run)
-        floor.store.runs.report_death(run, 1, "SIGKILL")
+        floor.store.runs.report_death(run, 1, "SIGKILL", worker="w")
     else:
-        floor.store.runs.report_death(run, 1, "SIGKILL")
+        floor.store.runs.report_death(run, 1, "SIGKILL", worker="w")
     assert used(floor, "db") == 0
     gate = floor.store.limits.get_global("api")
     assert gate is not None
@@ -101,8 +101,8 @@ def test_an_attempt_that_is_over_gets_nothing(floor: Floor) -> None:
     run = floor.running()
     floor.finish(run)
     assert ask(floor, run, 1, "db").answer == "superseded"
-    assert floor.store.limits.acquire(Acquire(missing_run(), 1, 1, ["db"])).answer == "superseded"
-    assert floor.store.limits.release([(run, 1, 1), (missing_run(), 1, 1)]) == 0
+    assert floor.store.limits.acquire(Acquire(missing_run(), 1, "w", 1, ["db"])).answer == "superseded"
+    assert floor.store.limits.release([(run, 1, 1), (missing_run(), 1, 1)], worker="w") == 0
 
 
 def test_several_limits_are_taken_all_or_none(floor: Floor) -> None:
@@ -459,7 +459,7 @@ def test_a_newer_run_cancels_the_oldest_that_executes(floor: Floor) -> None:
     assert told(floor) == [("cancel", first, 0)]
     assert floor.claim() == []
     assert floor.place(third) == ("parked", "AwaitingConcurrencySlot")
-    floor.store.runs.report_death(first, 1, "SIGTERM")
+    floor.store.runs.report_death(first, 1, "SIGTERM", worker="w")
     assert [run.id for run in floor.claim()] == [third]
     assert floor.place(first) == ("ended", "Cancelled")
 
@@ -481,7 +481,7 @@ def test_a_run_that_becomes_due_cancels_an_older_one_too(floor: Floor) -> None:
     floor.submit(due=floor.after(60), **of)
     assert floor.place(first) == ("leased", "Running")
     floor.wait(10)
-    floor.store.runs.renew([(first, 1)])
+    floor.store.runs.renew([(first, 1)], worker="w")
     floor.wait(51)
     floor.store.runs.release_due()
     assert floor.place(first) == ("leased", "Cancelling")

@@ -22,7 +22,7 @@ def parked(floor: Floor) -> str:
 
 def paused(floor: Floor) -> str:
     run = floor.running()
-    floor.store.runs.pause(run, 1)
+    floor.store.runs.pause(run, 1, worker="w")
     return run
 
 
@@ -64,7 +64,7 @@ def test_a_run_that_does_not_exist_is_missing(floor: Floor, operation: str) -> N
         "resume": lambda: runs.resume(run),
         "retry": lambda: runs.retry(run),
         "set_state": lambda: runs.set_state(run, named("Failed")),
-        "pause": lambda: runs.pause(run, 1),
+        "pause": lambda: runs.pause(run, 1, worker="w"),
     }
     assert answers[operation]() == ("missing", "")
 
@@ -73,7 +73,7 @@ def test_a_suspended_run_gives_up_its_slot_and_goes_on_under_a_new_attempt(floor
     floor.store.pools.set_concurrency_limit("p", 1)
     run, other = floor.running(), floor.submit()
     floor.claim()
-    assert floor.store.runs.pause(run, 1, message="approve me") == ("ok", "Suspended")
+    assert floor.store.runs.pause(run, 1, message="approve me", worker="w") == ("ok", "Suspended")
     assert floor.finish(run, attempt=1) == "superseded"
     assert [claimed.id for claimed in floor.claim()] == [other]
     floor.finish(other)
@@ -84,13 +84,13 @@ def test_a_suspended_run_gives_up_its_slot_and_goes_on_under_a_new_attempt(floor
 
 def test_pausing_needs_the_fence(floor: Floor) -> None:
     run = floor.running()
-    assert floor.store.runs.pause(run, 2) == ("superseded", "1")
-    assert floor.store.runs.pause(floor.pending(), 1) == ("refused", "Pending")
+    assert floor.store.runs.pause(run, 2, worker="w") == ("superseded", "1")
+    assert floor.store.runs.pause(floor.pending(), 1, worker="w") == ("refused", "Pending")
 
 
 def test_a_paused_run_fails_when_nobody_resumes_it_in_time(floor: Floor) -> None:
     run = floor.running()
-    floor.store.runs.pause(run, 1, timeout=MINUTE)
+    floor.store.runs.pause(run, 1, timeout=MINUTE, worker="w")
     floor.wait(59)
     assert floor.store.runs.time_out_paused() == 0
     floor.wait(1)
@@ -109,10 +109,10 @@ def test_an_operator_reschedules_a_waiting_run(floor: Floor) -> None:
 
 def test_a_report_under_an_older_attempt_is_superseded(floor: Floor) -> None:
     run = floor.running()
-    floor.store.runs.report_death(run, 1, "gone")
+    floor.store.runs.report_death(run, 1, "gone", worker="w")
     floor.claim()
-    assert floor.store.runs.set_state(run, named("Running"), attempt=1) == ("superseded", "2")
-    assert floor.store.runs.set_state(run, named("Running"), attempt=2).answer == "ok"
+    assert floor.store.runs.set_state(run, named("Running"), attempt=1, worker="w") == ("superseded", "2")
+    assert floor.store.runs.set_state(run, named("Running"), attempt=2, worker="w").answer == "ok"
     assert floor.store.runs.set_state(run, named("Running")) == ("refused", "Running")
 
 
@@ -120,7 +120,7 @@ def test_starts_are_counted_and_the_first_moment_is_kept(floor: Floor) -> None:
     run = floor.running()
     began = floor.now()
     floor.wait(1)
-    assert floor.store.runs.set_state(run, named("RUNNING:Retrying"), attempt=1) == ("ok", "Running")
+    assert floor.store.runs.set_state(run, named("RUNNING:Retrying"), attempt=1, worker="w") == ("ok", "Running")
     found = floor.get(run)
     assert (found.run_count, found.started, found.state.name) == (2, began, "Retrying")
 
@@ -128,7 +128,7 @@ def test_starts_are_counted_and_the_first_moment_is_kept(floor: Floor) -> None:
 @pytest.mark.parametrize("state", ["Completed", "Failed", "Crashed", "Cancelled"])
 def test_a_retry_opens_an_ended_run_again_and_nothing_of_it_expires(floor: Floor, state: str) -> None:
     run = floor.running(idempotency_key="k", crash_budget=2, expires=floor.after(5), parameters={"n": 1})
-    floor.store.runs.record_tasks(run, 1, [TaskRun(missing_run(), "t", "t", 0, Running())])
+    floor.store.runs.record_tasks(run, 1, [TaskRun(missing_run(), "t", "t", 0, Running())], worker="w")
     floor.finish(run, state, result=b"\x01")
     floor.wait(60)
     assert floor.store.runs.retry(run, "Once more.") == ("ok", state)
@@ -156,10 +156,10 @@ def test_a_retry_may_bring_other_parameters(floor: Floor) -> None:
 
 def test_a_retry_brings_a_fresh_crash_budget(floor: Floor) -> None:
     run = floor.running(crash_budget=1)
-    floor.store.runs.report_death(run, 1, "gone")
+    floor.store.runs.report_death(run, 1, "gone", worker="w")
     floor.store.runs.retry(run)
     assert [(claimed.attempt, claimed.crash_count) for claimed in floor.claim()] == [(2, 0)]
-    assert floor.store.runs.report_death(run, 2, "gone").crashed == 1
+    assert floor.store.runs.report_death(run, 2, "gone", worker="w").crashed == 1
 
 
 @pytest.mark.parametrize("place", ["due", "queued", "parked", "paused", "ended"])

@@ -42,7 +42,7 @@ def test_resumed_runs_come_first_then_queues_and_priorities_in_order(floor: Floo
     back = floor.pending()
     kinds = [(q, p) for q in ("default", "urgent") for p in ("low", "normal", "high")]
     runs = {(queue, priority): floor.submit(queue=queue, priority=priority) for queue, priority in kinds}
-    floor.store.runs.hand_back(back, 1)
+    floor.store.runs.hand_back(back, 1, worker="w")
     order = [back, *(runs[q, p] for q in ("urgent", "default") for p in ("high", "normal", "low"))]
     assert [claimed.id for claimed in floor.claim(queues=("urgent", "default"))] == order
 

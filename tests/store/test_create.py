@@ -129,7 +129,7 @@ def test_a_run_without_a_pool_is_neither_retried_later_nor_handed_back_nor_pause
         floor.store.runs.create_leased(new, "me")
     assert floor.finish(retried.id, "AwaitingRetry", retry_in=timedelta(minutes=1)) == "ok"
     assert floor.place(retried.id) == ("ended", "Failed")
-    assert floor.store.runs.hand_back(returned.id, 1) == "ok"
+    assert floor.store.runs.hand_back(returned.id, 1, worker="me") == "ok"
     assert floor.place(returned.id) == ("ended", "Crashed")
-    assert floor.store.runs.pause(paused.id, 1) == ("refused", "Running")
+    assert floor.store.runs.pause(paused.id, 1, worker="me") == ("refused", "Running")
     assert floor.store.runs.retry(retried.id) == ("refused", "Failed")

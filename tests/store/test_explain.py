@@ -36,7 +36,7 @@ def poll(
 
 def ask(floor: Floor, run: str, call: int, *names: str, **more: Any) -> str:
     """The answer to a run's code that asks for slots."""
-    return floor.store.limits.acquire(Acquire(run, floor.get(run).attempt, call, names, **more)).answer
+    return floor.store.limits.acquire(Acquire(run, floor.get(run).attempt, "w", call, names, **more)).answer
 
 
 def at(floor: Floor) -> str:
@@ -286,7 +286,7 @@ def test_code_that_waits_for_a_rate_limit_says_when_the_next_slot_comes_back(flo
 def test_a_run_that_crashed_again_waits_before_it_is_started_again(floor: Floor) -> None:
     run = floor.running(crash_budget=5)
     for attempt in (1, 2, 3):
-        floor.store.runs.report_death(run, attempt, "signal 9 (SIGKILL)")
+        floor.store.runs.report_death(run, attempt, "signal 9 (SIGKILL)", worker="w")
         if attempt == 3:
             break
         floor.wait(60)
@@ -302,7 +302,7 @@ def test_a_run_that_crashed_again_waits_before_it_is_started_again(floor: Floor)
 
 def test_a_run_in_quarantine_names_the_command_that_runs_it_again(floor: Floor) -> None:
     run = floor.running(crash_budget=1)
-    floor.store.runs.report_death(run, 1, "signal 9 (SIGKILL)")
+    floor.store.runs.report_death(run, 1, "signal 9 (SIGKILL)", worker="w")
     found = explained(floor, run)
     assert (found.reason, found.hint) == ("quarantined", f"Run it again with: orch dead redrive {run}")
     assert found.sentence == "It ended Crashed: Its process was lost (1 of 1 starts): signal 9 (SIGKILL)."
@@ -346,7 +346,7 @@ def test_a_run_behind_the_share_of_its_deployment_says_that_the_queue_is_long(fl
 
 def test_a_suspended_run_waits_for_a_person_until_its_deadline(floor: Floor) -> None:
     run = floor.running()
-    floor.store.runs.pause(run, 1, timeout=timedelta(hours=2))
+    floor.store.runs.pause(run, 1, timeout=timedelta(hours=2), worker="w")
     found = explained(floor, run)
     assert found.reason == "waiting_for_input"
     assert f"until {floor.after(7200):%Y-%m-%d %H:%M:%S} UTC" in found.sentence

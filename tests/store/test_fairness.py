@@ -25,7 +25,7 @@ def work(floor: Floor, count: int) -> list[str]:
     """A worker with ten slots executes so many runs, in the order in which it gets them."""
     done: list[str] = []
     while len(done) < count and (claimed := floor.claim(10)):
-        floor.store.runs.finish([End(run.id, run.attempt, named("Completed")) for run in claimed])
+        floor.store.runs.finish([End(run.id, run.attempt, named("Completed")) for run in claimed], worker="w")
         done += [run.id for run in claimed]
     return done
 

@@ -133,11 +133,11 @@ def test_whoever_makes_room_wakes_who_waits_for_it(floor: Floor, leave: str) -> 
             assert floor.place(waiting)[0] == "parked", "a run that is being cancelled still holds its slot"
             floor.finish(run, "Cancelled")
         case "lapse":
-            floor.store.runs.report_death(run, 1, "gone")
+            floor.store.runs.report_death(run, 1, "gone", worker="w")
         case "hand_back":
-            floor.store.runs.hand_back(run, 1)
+            floor.store.runs.hand_back(run, 1, worker="w")
         case "pause":
-            floor.store.runs.pause(run, 1)
+            floor.store.runs.pause(run, 1, worker="w")
         case "set_state":
             floor.store.runs.set_state(run, named("Failed"))
         case "delete_waiter":

@@ -21,7 +21,7 @@ from orchestrator.store.answers import End
 def test_a_renewed_lease_does_not_lapse(floor: Floor) -> None:
     run = floor.pending()
     floor.wait(10)
-    assert floor.store.runs.renew([(run, 1)]) == ["ok"]
+    assert floor.store.runs.renew([(run, 1)], worker="w") == ["ok"]
     floor.wait(14)
     assert floor.store.runs.lapse().seen == 0
     floor.wait(2)
@@ -36,14 +36,14 @@ def test_renew_says_what_became_of_each_run(floor: Floor) -> None:
     floor.claim()
     floor.store.runs.cancel(stopped)
     leases = [(fine, 1), (stopped, 1), (ended, 1), (lapsed, 1), (fine, 2), (missing_run(), 1)]
-    assert floor.store.runs.renew(leases) == ["ok", "cancel", "ended", "lost", "lost", "lost"]
-    assert floor.store.runs.renew([]) == []
+    assert floor.store.runs.renew(leases, worker="w") == ["ok", "cancel", "ended", "lost", "lost", "lost"]
+    assert floor.store.runs.renew([], worker="w") == []
 
 
 def test_a_run_whose_lease_has_vanished_is_lost_to_its_worker(floor: Floor) -> None:
     run = floor.running()
     floor.store.client.delete(floor.store.keys.leases)
-    assert floor.store.runs.renew([(run, 1)]) == ["lost"]
+    assert floor.store.runs.renew([(run, 1)], worker="w") == ["lost"]
     assert floor.store.runs.reconcile([run]) == [("was missing in leases", run)]
     assert floor.store.runs.lapse().requeued == 1
 
@@ -51,12 +51,12 @@ def test_a_run_whose_lease_has_vanished_is_lost_to_its_worker(floor: Floor) -> N
 def test_an_end_is_recorded_once_and_repeating_it_says_again(floor: Floor) -> None:
     run = floor.running()
     end = End(run, 1, State(StateType.COMPLETED, "Skipped", "nothing to do"), result=b"\x93\x01")
-    assert [floor.store.runs.finish([end])[0] for _ in range(2)] == ["ok", "again"]
+    assert [floor.store.runs.finish([end], worker="w")[0] for _ in range(2)] == ["ok", "again"]
     found = floor.get(run)
     assert (found.place, found.state.name, found.state.message, found.has_result) == ("ended", "Skipped", "nothing to do", True)
     assert (found.ended, found.worker) == (floor.now(), "w")
     assert floor.store.runs.result(run) == b"\x93\x01"
-    assert floor.store.runs.finish([]) == []
+    assert floor.store.runs.finish([], worker="w") == []
 
 
 def test_an_older_attempt_may_not_finish_a_run(floor: Floor) -> None:
@@ -88,13 +88,13 @@ def test_ends_of_many_runs_are_answered_one_by_one(floor: Floor) -> None:
     one, two = floor.submit(), floor.submit()
     floor.claim()
     ends = [End(one, 1, Completed()), End(two, 7, Completed()), End(one, 1, Completed()), End(missing_run(), 1, Completed())]
-    assert floor.store.runs.finish(ends) == ["ok", "superseded", "again", "superseded"]
+    assert floor.store.runs.finish(ends, worker="w") == ["ok", "superseded", "again", "superseded"]
 
 
 def test_what_ends_no_attempt_is_our_own_mistake(floor: Floor) -> None:
     run = floor.pending()
     with pytest.raises(ValueError, match="does not end an attempt"):
-        floor.store.runs.finish([End(run, 1, Running())])
+        floor.store.runs.finish([End(run, 1, Running())], worker="w")
     assert floor.place(run) == ("leased", "Pending")
 
 
@@ -131,7 +131,7 @@ def test_the_slot_of_an_ended_run_is_given_on_in_the_same_step(floor: Floor) -> 
 
 def test_everything_of_an_ended_run_expires_by_itself_if_nobody_prunes_it(floor: Floor) -> None:
     run = floor.running(idempotency_key="k")
-    floor.store.runs.record_tasks(run, 1, [TaskRun(missing_run(), "t", "t", 0, Running())])
+    floor.store.runs.record_tasks(run, 1, [TaskRun(missing_run(), "t", "t", 0, Running())], worker="w")
     floor.store.runs.append_log({run: [_line(floor)]})
     floor.finish(run)
     floor.store.runs.append_log({run: [_line(floor)]})
@@ -167,7 +167,7 @@ def test_runs_that_are_lost_together_twice_start_apart_the_third_time(floor: Flo
 
 def test_a_run_that_its_engine_ended_crashed_is_not_in_quarantine(floor: Floor) -> None:
     run = floor.running(crash_budget=2)
-    floor.store.runs.report_death(run, 1, "gone")
+    floor.store.runs.report_death(run, 1, "gone", worker="w")
     assert not floor.get(run).is_quarantined
     assert [claimed.attempt for claimed in floor.claim()] == [2]
     floor.finish(run, "Crashed")
@@ -179,7 +179,7 @@ def test_a_run_that_keeps_crashing_waits_longer_each_time_and_says_so(floor: Flo
     waits = []
     for _ in range(9):
         [claimed] = floor.claim(start=True)
-        assert floor.store.runs.report_death(run, claimed.attempt, "killed by SIGSEGV").requeued == 1
+        assert floor.store.runs.report_death(run, claimed.attempt, "killed by SIGSEGV", worker="w").requeued == 1
         due = floor.get(run).due
         waits.append((due - floor.now()).total_seconds() if floor.place(run)[0] == "due" else 0)
         floor.clock.ms = max(floor.clock.ms, clock.to_ms(due))
@@ -195,7 +195,7 @@ def test_a_run_that_waits_after_a_crash_gives_its_slots_to_others(floor: Floor) 
     run = floor.submit()
     for attempt in (1, 2):
         assert [claimed.id for claimed in floor.claim()] == [run]
-        floor.store.runs.report_death(run, attempt, "gone")
+        floor.store.runs.report_death(run, attempt, "gone", worker="w")
     other = floor.submit()
     assert floor.place(run) == ("due", "Scheduled")
     assert [claimed.id for claimed in floor.claim()] == [other]
@@ -203,7 +203,7 @@ def test_a_run_that_waits_after_a_crash_gives_its_slots_to_others(floor: Floor) 
 
 def test_a_budget_of_one_means_never_again(floor: Floor) -> None:
     run = floor.running(crash_budget=1)
-    assert floor.store.runs.report_death(run, 1, "signal 9 (SIGKILL)").crashed == 1
+    assert floor.store.runs.report_death(run, 1, "signal 9 (SIGKILL)", worker="w").crashed == 1
     found = floor.get(run)
     assert found.state.name == "Crashed"
     assert "signal 9 (SIGKILL)" in found.state.message
@@ -211,9 +211,9 @@ def test_a_budget_of_one_means_never_again(floor: Floor) -> None:
 
 def test_a_reported_death_needs_the_fence_and_counts_once(floor: Floor) -> None:
     run = floor.running()
-    assert floor.store.runs.report_death(run, 2, "gone").requeued == 0
-    assert floor.store.runs.report_death(run, 1, "gone").requeued == 1
-    assert floor.store.runs.report_death(run, 1, "gone").requeued == 0
+    assert floor.store.runs.report_death(run, 2, "gone", worker="w").requeued == 0
+    assert floor.store.runs.report_death(run, 1, "gone", worker="w").requeued == 1
+    assert floor.store.runs.report_death(run, 1, "gone", worker="w").requeued == 0
     assert floor.get(run).crash_count == 1
     assert "gone" in floor.get(run).state.message
 
@@ -221,7 +221,7 @@ def test_a_reported_death_needs_the_fence_and_counts_once(floor: Floor) -> None:
 def test_a_crashed_run_goes_to_the_front(floor: Floor) -> None:
     run = floor.running()
     other = floor.submit(priority="high")
-    floor.store.runs.report_death(run, 1, "gone")
+    floor.store.runs.report_death(run, 1, "gone", worker="w")
     assert [claimed.id for claimed in floor.claim()] == [run, other]
 
 
@@ -256,16 +256,16 @@ def test_a_sweep_takes_a_hundred_leases_at_most(floor: Floor) -> None:
 def test_a_run_that_is_handed_back_is_charged_nothing_and_goes_to_the_front(floor: Floor) -> None:
     run = floor.running()
     other = floor.submit(priority="high")
-    assert [floor.store.runs.hand_back(run, attempt) for attempt in (2, 1, 1)] == ["superseded", "ok", "superseded"]
+    assert [floor.store.runs.hand_back(run, attempt, worker="w") for attempt in (2, 1, 1)] == ["superseded", "ok", "superseded"]
     assert floor.get(run).crash_count == 0
     assert [claimed.id for claimed in floor.claim()] == [run, other]
-    assert floor.store.runs.hand_back(missing_run(), 1) == "superseded"
+    assert floor.store.runs.hand_back(missing_run(), 1, worker="w") == "superseded"
 
 
 def test_a_run_with_a_budget_of_one_start_is_not_started_again_when_it_is_handed_back(floor: Floor) -> None:
     """The second Ctrl-C on a worker used to start it elsewhere a second time."""
     fresh, started = floor.pending(crash_budget=1), floor.running(crash_budget=1)
-    assert [floor.store.runs.hand_back(run, 1) for run in (fresh, started)] == ["ok", "ok"]
+    assert [floor.store.runs.hand_back(run, 1, worker="w") for run in (fresh, started)] == ["ok", "ok"]
     assert floor.place(fresh) == ("queued", "Scheduled")
     assert floor.place(started) == ("ended", "Crashed")
     assert floor.get(started).state.message == "Stopped by its worker (1 of 1 starts)."
@@ -274,22 +274,22 @@ def test_a_run_with_a_budget_of_one_start_is_not_started_again_when_it_is_handed
 def test_a_cancelled_run_that_is_handed_back_is_cancelled(floor: Floor) -> None:
     run = floor.running()
     floor.store.runs.cancel(run)
-    assert floor.store.runs.hand_back(run, 1) == "ok"
+    assert floor.store.runs.hand_back(run, 1, worker="w") == "ok"
     assert floor.place(run) == ("ended", "Cancelled")
 
 
 def test_task_runs_are_recorded_under_the_fence_only(floor: Floor) -> None:
     run = floor.running()
     tasks = [TaskRun(missing_run(), f"t-{i}", "t", i, Completed(), started=floor.after(i)) for i in range(150)]
-    assert floor.store.runs.record_tasks(run, 1, tasks) == "ok"
-    assert floor.store.runs.record_tasks(run, 2, tasks[:1]) == "superseded"
+    assert floor.store.runs.record_tasks(run, 1, tasks, worker="w") == "ok"
+    assert floor.store.runs.record_tasks(run, 2, tasks[:1], worker="w") == "superseded"
     assert [task.name for task in floor.store.runs.tasks(run)] == [task.name for task in tasks]
     floor.finish(run)
     late = TaskRun(missing_run(), "late", "t", 150, Completed(), started=floor.after(150))
-    assert floor.store.runs.record_tasks(run, 1, [late]) == "ok"
+    assert floor.store.runs.record_tasks(run, 1, [late], worker="w") == "ok"
     assert len(floor.store.runs.tasks(run)) == 151
     floor.store.runs.retry(run)
-    assert floor.store.runs.record_tasks(run, 1, tasks) == "superseded"
+    assert floor.store.runs.record_tasks(run, 1, tasks, worker="w") == "superseded"
 
 
 def test_lines_of_a_run_that_does_not_exist_are_dropped(floor: Floor) -> None:
@@ -301,7 +301,7 @@ def test_lines_of_a_run_that_does_not_exist_are_dropped(floor: Floor) -> None:
 
 def test_a_long_message_is_cut(floor: Floor) -> None:
     run = floor.running()
-    floor.store.runs.finish([End(run, 1, named("Failed", "ä" * 10_000))])
+    floor.store.runs.finish([End(run, 1, named("Failed", "ä" * 10_000))], worker="w")
     assert len(floor.get(run).state.message) == 2000
     assert floor.get(run).history[-1].message.endswith("…")
 
@@ -310,7 +310,7 @@ def test_the_history_of_a_run_that_is_retried_for_ever_keeps_its_younger_part(fl
     run = floor.running()
     for _ in range(40):
         for _ in range(10):
-            floor.store.runs.set_state(run, named("Running", "x" * 100), attempt=1)
+            floor.store.runs.set_state(run, named("Running", "x" * 100), attempt=1, worker="w")
         assert len(floor.snapshot(run)[b"history"]) < 33_000
     assert {entry.name for entry in floor.get(run).history} == {"Running"}
 
@@ -330,7 +330,7 @@ def test_when_the_clock_jumps_no_lease_counts_as_over_until_workers_could_renew(
     assert (lapsed.requeued, lapsed.is_braked, lapsed.jump_ms, lapsed.now_ms) == (0, True, jump_s * 1000, _shown(floor))
     assert floor.store.events.latest(1)[0].name == "rescue.braked"
     floor.wait(5)
-    assert floor.store.runs.renew([(alive, 1)]) == ["ok"]
+    assert floor.store.runs.renew([(alive, 1)], worker="w") == ["ok"]
     floor.wait(9)
     assert floor.store.runs.lapse(expected_ms=_shown(floor)).is_braked
     floor.wait(1)
@@ -361,7 +361,7 @@ def test_a_brake_from_before_a_step_back_does_not_hold_for_hours(floor: Floor) -
 def test_the_brake_does_not_hold_up_a_run_whose_process_is_known_to_be_dead(floor: Floor) -> None:
     run = floor.running()
     floor.store.runs.lapse(expected_ms=_shown(floor) - 60_000)
-    assert floor.store.runs.report_death(run, 1, "killed by SIGKILL").requeued == 1
+    assert floor.store.runs.report_death(run, 1, "killed by SIGKILL", worker="w").requeued == 1
 
 
 def test_a_call_that_took_a_moment_is_no_jump(floor: Floor) -> None:
@@ -408,7 +408,7 @@ def test_a_server_that_has_just_come_back_gives_workers_a_lease_to_come_back_too
             own.start()
             with open_store(replace(settings, redis_url=own.url)) as back:
                 assert back.runs.lapse().seen == 0
-                assert back.runs.renew([(created.id, claimed.attempt)]) == ["ok"]
+                assert back.runs.renew([(created.id, claimed.attempt)], worker="w") == ["ok"]
                 back.client.zadd(back.keys.leases, {shorten(created.id): 1})
                 assert eventually(lambda: back.runs.lapse().requeued) == 1
     finally:

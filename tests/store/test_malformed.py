@@ -50,12 +50,12 @@ def every_duty(store: Store, run: str) -> None:
     runs.mark_late()
     runs.time_out_paused()
     runs.redeliver("p", ["default"], idle=timedelta(0))
-    runs.renew([(run, 1)])
-    runs.set_state(run, named("Running"), attempt=1)
+    runs.renew([(run, 1)], worker="w")
+    runs.set_state(run, named("Running"), attempt=1, worker="w")
     runs.append_log({run: [LogLine(store.now(), 20, "x", "hello")]})
-    runs.record_tasks(run, 1, [])
-    runs.hand_back(run, 7)
-    runs.report_death(run, 7, "killed")
+    runs.record_tasks(run, 1, [], worker="w")
+    runs.hand_back(run, 7, worker="w")
+    runs.report_death(run, 7, "killed", worker="w")
     runs.get_many([run])
     store.queries.runs()
     store.queries.upcoming()
@@ -240,7 +240,7 @@ def parked(floor: Floor) -> str:
 
 def suspended(floor: Floor) -> str:
     run = floor.running()
-    floor.store.runs.pause(run, 1)
+    floor.store.runs.pause(run, 1, worker="w")
     return run
 
 
@@ -306,7 +306,7 @@ def assert_lua_and_python_agree(floor: Floor, run: str) -> None:
     fields = {name: stored.get(name, b"").decode(errors="replace") for name in (*FIELDS,)}
     fine = defect(fields, stored.get("calls", b"")) is None if stored else None
     answer, _ = floor.store.scripts.call(
-        "set_state", run=shorten(run), attempt=0, state="Pending", label="", message="", due="", wait_ms=1, ago_ms=0
+        "set_state", run=shorten(run), attempt=0, worker="", state="Pending", label="", message="", due="", wait_ms=1, ago_ms=0
     )
     assert (answer == b"refused") == bool(fine)
 

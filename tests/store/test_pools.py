@@ -117,7 +117,7 @@ def test_a_pool_with_runs_in_it_is_not_deleted(floor: Floor, where: str) -> None
     run = floor.submit()
     if where == "resumed":
         floor.claim()
-        floor.store.runs.hand_back(run, 1)
+        floor.store.runs.hand_back(run, 1, worker="w")
     elif where == "parked":
         floor.store.pools.pause("p")
         floor.claim()

@@ -183,7 +183,7 @@ def test_a_run_is_read_back_with_its_history(floor: Floor) -> None:
     floor.wait(1)
     floor.claim()
     floor.wait(1)
-    floor.store.runs.set_state(run, named("Running"), attempt=1)
+    floor.store.runs.set_state(run, named("Running"), attempt=1, worker="w")
     floor.wait(1)
     floor.finish(run, "Failed")
     found = floor.get(run)

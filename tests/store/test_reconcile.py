@@ -61,7 +61,7 @@ def queued(floor: Floor) -> str:
 
 def paused(floor: Floor) -> str:
     run = floor.running()
-    floor.store.runs.pause(run, 1)
+    floor.store.runs.pause(run, 1, worker="w")
     return run
 
 

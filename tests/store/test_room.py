@@ -50,7 +50,7 @@ def test_beyond_four_fifths_nothing_is_submitted_and_the_hint_says_what_to_do(fu
     assert problem.value.hint is not None
     assert "Raise maxmemory" in problem.value.hint
     [claimed] = full.runs.claim("w", "p", ["default"], 1).claimed
-    assert full.runs.renew([(claimed.id, 1)]) == ["ok"]
+    assert full.runs.renew([(claimed.id, 1)], worker="w") == ["ok"]
 
 
 def test_the_server_is_asked_once_a_second_and_room_is_seen_then(full: Store, time: FrozenClock) -> None:

@@ -167,9 +167,9 @@ def test_the_rescuer_marks_runs_late_and_cancels_those_that_expired(timed: Store
 def test_the_pruner_deletes_what_ended_before_the_retention_and_nothing_else(timed: Store, frozen: FrozenClock) -> None:
     old, young = timed.runs.create([NewRun("f", pool="p"), NewRun("f", pool="p")])
     claims = timed.runs.claim("w", "p", ["default"], 2).claimed
-    timed.runs.finish([End(old.id, claims[0].attempt, Completed())])
+    timed.runs.finish([End(old.id, claims[0].attempt, Completed())], worker="w")
     frozen.advance(timed.settings.retention)
-    timed.runs.finish([End(young.id, claims[1].attempt, Completed())])
+    timed.runs.finish([End(young.id, claims[1].attempt, Completed())], worker="w")
     frozen.advance(timedelta(seconds=1))
     assert pruner.run_once(timed) == 1
     assert [run.id for run in timed.queries.runs().runs] == [young.id]

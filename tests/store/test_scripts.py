@@ -116,11 +116,11 @@ def test_at_maxmemory_nothing_is_submitted_and_everything_ends() -> None:
             store.client.config_set("maxmemory", 1)
             with pytest.raises(StoreUnavailable, match=r"full|memory"):
                 floor.submit()
-            assert store.runs.renew([(finished, 1)]) == ["ok"]
-            assert store.runs.finish([End(finished, 1, Completed(), b"x" * 10_000)]) == ["ok"]
-            assert store.runs.report_death(lapsed, 1, "gone").requeued == 1
-            assert store.runs.hand_back(returned, 1) == "ok"
-            assert store.runs.pause(suspended, 1).answer == "ok"
+            assert store.runs.renew([(finished, 1)], worker="w") == ["ok"]
+            assert store.runs.finish([End(finished, 1, Completed(), b"x" * 10_000)], worker="w") == ["ok"]
+            assert store.runs.report_death(lapsed, 1, "gone", worker="w").requeued == 1
+            assert store.runs.hand_back(returned, 1, worker="w") == "ok"
+            assert store.runs.pause(suspended, 1, worker="w").answer == "ok"
             assert store.runs.cancel(cancelled).answer == "ok"
             assert store.runs.delete([finished]) == ["ok"]
             assert floor.place(waiting) == ("queued", "Scheduled")

@@ -36,6 +36,7 @@ queues = st.permutations(QUEUES).flatmap(lambda order: st.sampled_from([order, o
 gates = st.sampled_from(["pool:p", "queue:p:default", "queue:p:side", "tag:a", "tag:b", "deployment"])
 global_names = st.sampled_from(["g", "h"])
 is_old = st.sampled_from([False, False, False, True])
+callers = st.sampled_from(["holder", "holder", "holder", "holder", "older", "other"])
 
 
 def some(*places: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -244,18 +245,18 @@ class Operations(RuleBasedStateMachine):
         self.accepted |= {(run.id, run.attempt) for run in held}
         with self.step():
             ends = [End(run.id, run.attempt, named(state), retry_in=timedelta(seconds=5)) for run in held]
-            assert self.store.runs.finish(ends) == ["ok"] * len(held)
+            assert self.store.runs.finish(ends, worker=worker) == ["ok"] * len(held)
         self.claim_some(worker, free, QUEUES, [], starts=False)
 
     @some("leased")
-    @rule(who=st.lists(anyone, max_size=4), is_old=is_old)
-    def renew(self, who: list[int], is_old: bool) -> None:
-        leases = [self.lease(number, is_old) for number in who]
+    @rule(who=st.lists(anyone, max_size=4), is_old=is_old, worker=workers)
+    def renew(self, who: list[int], is_old: bool, worker: str) -> None:
+        leases = [self.lease(number, "older" if is_old else "holder")[:2] for number in who]
         with self.step():
-            answers = self.store.runs.renew(leases)
+            answers = self.store.runs.renew(leases, worker=worker)
         for (run_id, attempt), answer in zip(leases, answers, strict=True):
             run = self.view.get(run_id)
-            if run is None or run.attempt != attempt or run.place not in ("leased", "ended"):
+            if run is None or (run.attempt, run.worker) != (attempt, worker) or run.place not in ("leased", "ended"):
                 assert answer == "lost"
             elif run.place == "ended":
                 assert answer == "ended"
@@ -263,30 +264,32 @@ class Operations(RuleBasedStateMachine):
                 assert answer == ("cancel" if run.state.name == "Cancelling" else "ok")
 
     @some("leased")
-    @rule(who=anyone, is_old=is_old)
-    def start_body(self, who: int, is_old: bool) -> None:
-        run_id, attempt = self.lease(who, is_old)
+    @rule(who=anyone, caller=callers)
+    def start_body(self, who: int, caller: str) -> None:
+        run_id, attempt, worker = self.lease(who, caller)
         run = self.view.get(run_id)
         with self.step():
-            answer = self.store.runs.set_state(run_id, named("Running"), attempt=attempt).answer
-        assert answer == self.fenced(run, attempt, "Running")
+            answer = self.store.runs.set_state(run_id, named("Running"), attempt=attempt, worker=worker).answer
+        assert answer == self.fenced(run, attempt, worker, "Running")
         if answer == "ok" and run is not None:
             assert self.view[run_id].run_count == run.run_count + 1
 
     @some("leased")
-    @rule(who=anyone, state=st.sampled_from([*ENDS, "AwaitingRetry"]), is_old=is_old, delay=st.sampled_from([0, 20]))
-    def finish(self, who: int, state: str, is_old: bool, delay: int) -> None:
-        run_id, attempt = self.lease(who, is_old)
+    @rule(who=anyone, state=st.sampled_from([*ENDS, "AwaitingRetry"]), caller=callers, delay=st.sampled_from([0, 20]))
+    def finish(self, who: int, state: str, caller: str, delay: int) -> None:
+        run_id, attempt, worker = self.lease(who, caller)
         run = self.view.get(run_id)
         expected = "superseded"
-        if run is not None and run.place == "leased" and run.attempt == attempt:
+        if self.is_held(run, attempt, worker):
             expected = "ok"
             assert (run_id, attempt) not in self.accepted
             self.accepted.add((run_id, attempt))
         elif run is not None and self.outcomes.get(run_id) == (attempt, self.end_of(run, state)):
-            expected = "again"
+            is_anothers = run.attempt == attempt and run.worker != worker
+            expected = "superseded" if is_anothers else "again"
         with self.step():
-            assert self.store.runs.finish([End(run_id, attempt, named(state), retry_in=timedelta(seconds=delay))]) == [expected]
+            end = End(run_id, attempt, named(state), retry_in=timedelta(seconds=delay))
+            assert self.store.runs.finish([end], worker=worker) == [expected]
         if expected == "ok" and run is not None:
             assert self.view[run_id].state.name in (self.end_of(run, state), "Scheduled")
 
@@ -305,39 +308,39 @@ class Operations(RuleBasedStateMachine):
         assert lapsed.is_braked or not is_off_by
 
     @some("leased")
-    @rule(who=anyone, is_old=is_old)
-    def report_death(self, who: int, is_old: bool) -> None:
-        run_id, attempt = self.lease(who, is_old)
+    @rule(who=anyone, caller=callers)
+    def report_death(self, who: int, caller: str) -> None:
+        run_id, attempt, worker = self.lease(who, caller)
         run = self.view.get(run_id)
         with self.step() as step:
             step.may_crash = {run_id}
-            lapsed = self.store.runs.report_death(run_id, attempt, "SIGKILL")
-        is_current = run is not None and run.place == "leased" and run.attempt == attempt
+            lapsed = self.store.runs.report_death(run_id, attempt, "SIGKILL", worker=worker)
+        is_current = self.is_held(run, attempt, worker)
         assert lapsed.requeued + lapsed.crashed + lapsed.cancelled == int(is_current)
 
     @some("leased")
-    @rule(who=anyone, is_old=is_old)
-    def hand_back(self, who: int, is_old: bool) -> None:
-        run_id, attempt = self.lease(who, is_old)
-        run = self.view.get(run_id)
-        is_current = run is not None and run.place == "leased" and run.attempt == attempt
+    @rule(who=anyone, caller=callers)
+    def hand_back(self, who: int, caller: str) -> None:
+        run_id, attempt, worker = self.lease(who, caller)
+        is_current = self.is_held(self.view.get(run_id), attempt, worker)
         with self.step():
-            assert self.store.runs.hand_back(run_id, attempt) == ("ok" if is_current else "superseded")
+            assert self.store.runs.hand_back(run_id, attempt, worker=worker) == ("ok" if is_current else "superseded")
 
     @precondition(lambda self: any(run.state.name == "Running" for run in self.view.values()))
-    @rule(who=anyone, is_old=is_old, suspends=st.booleans())
-    def pause(self, who: int, is_old: bool, suspends: bool) -> None:
-        run_id, attempt = self.lease(who, is_old, "Running")
-        expected = self.fenced(self.view.get(run_id), attempt, "Suspended" if suspends else "Paused")
+    @rule(who=anyone, caller=callers, suspends=st.booleans())
+    def pause(self, who: int, caller: str, suspends: bool) -> None:
+        run_id, attempt, worker = self.lease(who, caller, "Running")
+        expected = self.fenced(self.view.get(run_id), attempt, worker, "Suspended" if suspends else "Paused")
         with self.step():
-            assert self.store.runs.pause(run_id, attempt, suspend=suspends, timeout=timedelta(seconds=30)).answer == expected
+            paused = self.store.runs.pause(run_id, attempt, worker=worker, suspend=suspends, timeout=timedelta(seconds=30))
+        assert paused.answer == expected
 
     # --- what running code does ---
 
     @some("leased")
     @rule(
         who=anyone,
-        is_old=is_old,
+        caller=callers,
         number=st.integers(1, 4),
         asked=st.sampled_from([("global", "g"), ("global", "gh"), ("global", "h"), ("tag", "a"), ("tag", "ab")]),
         occupy=st.sampled_from([1, 1, 2]),
@@ -345,19 +348,18 @@ class Operations(RuleBasedStateMachine):
         strict=is_old,
     )
     def acquire(
-        self, who: int, is_old: bool, number: int, asked: tuple[str, str], occupy: int, rate: bool, strict: bool
+        self, who: int, caller: str, number: int, asked: tuple[str, str], occupy: int, rate: bool, strict: bool
     ) -> None:
-        run_id, attempt = self.lease(who, is_old)
+        run_id, attempt, worker = self.lease(who, caller)
         of, names = asked
         before = self.view.get(run_id)
         known = {call.number: call for call in before.calls} if before is not None else {}
         with self.step():
-            answer = self.store.limits.acquire(
-                Acquire(
-                    run_id, attempt, number, list(names), of, occupy if of == "global" else 1, rate and of == "global", strict
-                )
-            ).answer
-        is_current = before is not None and before.place == "leased" and before.attempt == attempt
+            is_global = of == "global"
+            slots = occupy if is_global else 1
+            wanted = Acquire(run_id, attempt, worker, number, list(names), of, slots, rate and is_global, strict)
+            answer = self.store.limits.acquire(wanted).answer
+        is_current = self.is_held(before, attempt, worker)
         assert (answer == "superseded") == (not is_current)
         if is_current and number in known:
             assert answer == ("waiting" if known[number].waits else "granted")
@@ -367,14 +369,18 @@ class Operations(RuleBasedStateMachine):
             assert number not in held or (held[number].waits is not None) == (answer == "waiting")
 
     @precondition(lambda self: self.calls)
-    @rule(who=st.lists(anyone, min_size=1, max_size=3))
-    def release(self, who: list[int]) -> None:
+    @rule(who=st.lists(anyone, min_size=1, max_size=3), worker=workers)
+    def release(self, who: list[int], worker: str) -> None:
+        before = dict(self.view)
         chosen = [self.calls[number % len(self.calls)] for number in who]
         with self.step():
-            self.store.limits.release(chosen)
+            self.store.limits.release(chosen, worker=worker)
         for run_id, attempt, number in chosen:
             run = self.view.get(run_id)
-            assert run is None or run.attempt != attempt or number not in [call.number for call in run.calls]
+            if run is not None and self.is_held(run, attempt, worker):
+                assert number not in [call.number for call in run.calls]
+            elif run is not None:
+                assert [call.number for call in run.calls] == [call.number for call in before[run_id].calls]
 
     @rule(
         name=global_names,
@@ -551,9 +557,8 @@ class Operations(RuleBasedStateMachine):
                 if run.place == "paused":
                     self.store.runs.resume(run_id)
             claimed = self.store.runs.claim("last", "p", QUEUES, 10).claimed
-            assert self.store.runs.finish([End(run.id, run.attempt, named("Completed")) for run in claimed]) == ["ok"] * len(
-                claimed
-            )
+            ends = [End(run.id, run.attempt, named("Completed")) for run in claimed]
+            assert self.store.runs.finish(ends, worker="last") == ["ok"] * len(claimed)
             if all(run.is_terminal for run in self.view.values()):
                 break
         self.look()
@@ -590,22 +595,31 @@ class Operations(RuleBasedStateMachine):
         run_id = known[number % len(known)]
         return run_id, self.view.get(run_id)
 
-    def lease(self, number: int, is_old: bool, *states: str) -> tuple[str, int]:
-        """A run that was leased once, with its last attempt or an older one; rather one that is leased now, in these states."""
+    def lease(self, number: int, caller: str, *states: str) -> tuple[str, int, str]:
+        """A run that was leased once, rather one that is leased now, in these states; an attempt, and a worker.
+
+        These are of the last lease, or the attempt is an ``older`` one, or the worker an``other``.
+        """
         known = sorted(self.attempts)
         leased = [run_id for run_id in known if run_id in self.view and self.view[run_id].place == "leased"]
         fitting = [run_id for run_id in leased if not states or self.view[run_id].state.name in states]
         known = fitting if fitting and number % 8 != 7 else known
         run_id = known[number % len(known)]
-        return run_id, self.attempts[run_id] - int(is_old)
+        holder = (run_id in self.view and self.view[run_id].worker) or WORKERS[0]
+        worker = next(other for other in WORKERS if other != holder) if caller == "other" else holder
+        return run_id, self.attempts[run_id] - int(caller == "older"), worker
 
-    def fenced(self, run: Run | None, attempt: int, state: str) -> str:
+    def is_held(self, run: Run | None, attempt: int, worker: str) -> bool:
+        """Whether this worker holds the run under this attempt."""
+        return run is not None and run.place == "leased" and (run.attempt, run.worker) == (attempt, worker)
+
+    def fenced(self, run: Run | None, attempt: int, worker: str, state: str) -> str:
         """What a worker is answered that asks for a state under its attempt."""
         if run is None:
             return "missing"
         if attempt <= 0 and state == "Running":
             return "refused"
-        if run.place != "leased" or run.attempt != attempt:
+        if not self.is_held(run, attempt, worker):
             return "superseded"
         may = state in TRANSITIONS[run.state.name] and (run.pool or state == "Running")
         return "ok" if may else "refused"

@@ -46,7 +46,7 @@ def cancelling(floor: Floor) -> str:
 def waiting_for_a_person(suspend: bool) -> Callable[[Floor], str]:
     def drive(floor: Floor) -> str:
         run = floor.running()
-        assert floor.store.runs.pause(run, 1, suspend=suspend).answer == "ok"
+        assert floor.store.runs.pause(run, 1, suspend=suspend, worker="w").answer == "ok"
         return run
 
     return drive
@@ -89,11 +89,11 @@ def decide(state: str) -> Act:
 
 def report(state: str) -> Act:
     """What the worker that holds the run says."""
-    return lambda floor, run: floor.store.runs.set_state(run, named(state), attempt=floor.get(run).attempt)
+    return lambda floor, run: floor.store.runs.set_state(run, named(state), attempt=floor.get(run).attempt, worker="w")
 
 
 def pause(suspend: bool) -> Act:
-    return lambda floor, run: floor.store.runs.pause(run, floor.get(run).attempt, suspend=suspend)
+    return lambda floor, run: floor.store.runs.pause(run, floor.get(run).attempt, suspend=suspend, worker="w")
 
 
 def cancel(floor: Floor, run: str) -> None:
@@ -109,7 +109,7 @@ def resume(floor: Floor, run: str) -> None:
 
 
 def hand_back(floor: Floor, run: str) -> None:
-    floor.store.runs.hand_back(run, floor.get(run).attempt)
+    floor.store.runs.hand_back(run, floor.get(run).attempt, worker="w")
 
 
 def mark_late(floor: Floor, run: str) -> None:

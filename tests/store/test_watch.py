@@ -55,7 +55,7 @@ def test_runs_that_free_workers_leave_alone_are_stalled(floor: Floor) -> None:
 
 
 def test_a_run_that_was_handed_back_and_is_not_taken_is_named_by_its_pool(floor: Floor) -> None:
-    floor.store.runs.hand_back(floor.pending(), 1)
+    floor.store.runs.hand_back(floor.pending(), 1, worker="w")
     join(floor, running=1)
     [stall] = stalled(floor.store)
     assert (stall.queue, stall.free) == ("", 1)

@@ -44,11 +44,11 @@ def claim(store: Store, pool: str = "etl") -> tuple[str, int]:
     """Start the next run of the pool, as a worker would."""
     delivered = store.pools.wait_for_runs(pool, "w1", ["default"], timedelta(seconds=5))
     [claimed] = store.runs.claim("w1", pool, ["default"], 1, delivered).claimed
-    store.runs.exchange(Turn(starts=[Start(claimed.id, claimed.attempt)]))
+    store.runs.exchange(Turn("w1", starts=[Start(claimed.id, claimed.attempt)]))
     return claimed.id, claimed.attempt
 
 
 def finish(store: Store, run: tuple[str, int], state: State, *messages: str) -> None:
     """Write a log and end a run, as a worker would."""
     store.runs.append_log({run[0]: [LogLine(clock.now(), 20, "prefect", message, run[1]) for message in messages]})
-    assert store.runs.finish([End(*run, state)]) == ["ok"]
+    assert store.runs.finish([End(*run, state)], worker="w1") == ["ok"]

@@ -58,7 +58,7 @@ class Floor:
     def running(self, **fields: Any) -> str:
         """A run whose body runs; its id."""
         run = self.pending(**fields)
-        assert self.store.runs.set_state(run, named("Running"), attempt=1).answer == "ok"
+        assert self.store.runs.set_state(run, named("Running"), attempt=1, worker="w").answer == "ok"
         return run
 
     def ended(self, state: str = "Completed", **fields: Any) -> str:
@@ -68,9 +68,10 @@ class Floor:
         return run
 
     def finish(self, run: str, state: str = "Completed", *, attempt: int | None = None, **more: Any) -> str:
-        """The answer to a worker that ends its attempt, by default the present one."""
-        fence = self.get(run).attempt if attempt is None else attempt
-        return self.store.runs.finish([End(run, fence, named(state), **more)])[0]
+        """The answer to the run's worker that ends its attempt, by default the present one."""
+        found = self.get(run)
+        end = End(run, found.attempt if attempt is None else attempt, named(state), **more)
+        return self.store.runs.finish([end], worker=found.worker or "w")[0]
 
     def deliver(self, worker: str = "w", queues: Sequence[str] = ("default",)) -> list[Delivery]:
         """What a worker's blocked read hands to it: one message of each stream. It is not claimed by that."""

@@ -107,7 +107,7 @@ class Load:
         ends = [End(run.id, run.attempt, State(StateType.COMPLETED)) for run in claimed]
         while ends:
             try:
-                answers = store.runs.finish(ends)
+                answers = store.runs.finish(ends, worker="w")
             except StoreUnavailable as error:
                 self._failed(error)
                 if self._over.is_set():

@@ -337,7 +337,7 @@ def poisoned(store: Store, deployment: Deployment) -> list[str]:
         [created] = store.runs.create([new])
         runs.append(created.id)
         if name.startswith("poison"):
-            store.runs.report_death(*claim(store), "signal 9 (SIGKILL)")
+            store.runs.report_death(*claim(store), "signal 9 (SIGKILL)", worker="w1")
         else:
             finish(store, claim(store), Crashed() if name == "ended" else Failed())
     return runs

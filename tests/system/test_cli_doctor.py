@@ -161,7 +161,7 @@ def test_the_doctor_counts_runs_in_quarantine(orch: Orch, store: Store) -> None:
     store.pools.create("etl")
     assert findings(orch, "quarantine")[0]["status"] == "ok"
     store.runs.create([NewRun(flow="load", pool="etl", crash_budget=1)])
-    store.runs.report_death(*claim(store), "signal 9 (SIGKILL)")
+    store.runs.report_death(*claim(store), "signal 9 (SIGKILL)", worker="w1")
     [found] = findings(orch, "quarantine")
     assert (found["status"], found["detail"], found["hint"]) == (
         "warning",

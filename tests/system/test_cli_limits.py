@@ -31,7 +31,7 @@ def start(store: Store, *names: str, **fields: Any) -> list[tuple[str, int]]:
 
 def ask(store: Store, run: tuple[str, int], call: int, name: str, **more: Any) -> str:
     """The answer to a run's code that asks for slots."""
-    return store.limits.acquire(Acquire(*run, call, [name], **more)).answer
+    return store.limits.acquire(Acquire(*run, "w1", call, [name], **more)).answer
 
 
 # --- limits of tags -------------------------------------------------------------------------------------------------------

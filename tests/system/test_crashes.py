@@ -379,8 +379,8 @@ def test_a_worker_that_was_stopped_for_longer_than_any_patience_goes_on(store: S
             with open_store(brief) as agreed:
                 workers = agreed.pools.workers
                 eventually(lambda: [found.status for found in workers() if found.name == "paused"] == ["OFFLINE"])
-            assert store.runs.renew([(run, 1)]) == ["lost"]
-            assert store.runs.finish([End(run, 1, Completed())]) == ["superseded"]
+            assert store.runs.renew([(run, 1)], worker="paused") == ["lost"]
+            assert store.runs.finish([End(run, 1, Completed())], worker="paused") == ["superseded"]
             paused.signal(signal.SIGCONT)
             let_go(folder)
             ended = wait_for_end(store, run)

@@ -56,7 +56,7 @@ class FakeStore:
         self.order.append(f"acquire {asked.call}")
         return self.acquired.get(asked.call, Acquired("granted"))
 
-    def release(self, calls: Sequence[tuple[str, int, int]]) -> int:
+    def release(self, calls: Sequence[tuple[str, int, int]], *, worker: str) -> int:
         self._call()
         self.released += calls
         self.order += [f"release {call}" for _, _, call in calls]
@@ -110,7 +110,7 @@ class FakeStore:
             ends = NotReplicated()
         return Turned([], ends, Claims([], [], 0, False) if turn.claim else None)
 
-    def finish(self, ends: Sequence[End], *, worker: str = "") -> list[str]:
+    def finish(self, ends: Sequence[End], *, worker: str) -> list[str]:
         self._call()
         if self.refuses & {end.run for end in ends}:
             raise ValueError("no")
@@ -122,7 +122,7 @@ class FakeStore:
         self.ends.append(end)
         return "again" if (end.run, end.attempt) in known else "ok"
 
-    def report_death(self, run: str, attempt: int, reason: str) -> Lapsed:
+    def report_death(self, run: str, attempt: int, reason: str, *, worker: str) -> Lapsed:
         self._call()
         self.deaths.append((run, attempt, reason))
         return Lapsed(0, 1, 0, 1)
@@ -522,7 +522,7 @@ def test_slots_are_asked_for_under_the_attempt_of_the_run(relay: Relay, store: F
     assert relay.deadline == 1.0
     store.acquired[7] = Acquired("granted", "api")
     assert answers(relay.flush(1.0)) == [["answer", 7, True, ["granted", "api"]]]
-    assert store.asked == [Acquire("r", 3, 7, ["db", "api"], "global", 2, True, True)]
+    assert store.asked == [Acquire("r", 3, "worker", 7, ["db", "api"], "global", 2, True, True)]
     assert relay.is_idle
 
 

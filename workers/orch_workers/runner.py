@@ -365,7 +365,7 @@ class Supervisor:
             self._is_held = is_held
             self._executor.hold(is_held)
         for job in list(self._to_hand_back.values()):
-            if self._ask(partial(self._store.runs.hand_back, job.run.id, job.run.attempt)) is None:
+            if self._ask(partial(self._store.runs.hand_back, job.run.id, job.run.attempt, worker=self._name)) is None:
                 break
             del self._to_hand_back[job.run.id]
             self._release(job)

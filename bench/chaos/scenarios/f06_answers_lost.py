@@ -90,7 +90,7 @@ def _finish_by_hand(world: World, store: Store, count: int) -> tuple[int, set[st
         [claimed] = world.store.runs.claim("w", "hand", ["default"], 1).claimed
         while True:
             with suppress(StoreUnavailable):
-                [answer] = store.runs.finish([End(created.id, claimed.attempt, Completed())])
+                [answer] = store.runs.finish([End(created.id, claimed.attempt, Completed())], worker="w")
                 break
         again += answer == "again"
         others |= {answer} - {"ok", "again"}

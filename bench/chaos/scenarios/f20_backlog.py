@@ -67,7 +67,7 @@ def _claim_one(world: World, *, submit: bool) -> float:
     began = time.perf_counter()
     [claimed] = world.store.runs.claim("w", POOL, ["default"], 1).claimed
     took = (time.perf_counter() - began) * 1000
-    world.store.runs.finish([End(claimed.id, claimed.attempt, Completed())])
+    world.store.runs.finish([End(claimed.id, claimed.attempt, Completed())], worker="w")
     world.store.runs.delete([claimed.id])
     return took
 

@@ -101,7 +101,7 @@ def _live_and_die(store: Store, number: int, chance: random.Random) -> None:
     claims = store.runs.claim(own.name, POOL, ["default"], 20, delivered, start=True)
     if end == "dies with a lease":
         return
-    _finish(store, [(run.id, run.attempt) for run in claims.claimed])
+    _finish(store, own.name, [(run.id, run.attempt) for run in claims.claimed])
     if end == "leaves":
         store.pools.leave(own, POOL, ["default"])
 
@@ -116,14 +116,14 @@ def _work_off(store: Store, frozen: FrozenClock) -> None:
         rescuer.run_once(store)
         store.runs.release_due()
         claims = store.runs.claim(own.name, POOL, ["default"], 100, [], start=True)
-        _finish(store, [(run.id, run.attempt) for run in claims.claimed])
+        _finish(store, own.name, [(run.id, run.attempt) for run in claims.claimed])
         if not claims.claimed and not claims.more and store.client.zcard(store.keys.due) == 0:
             break
     store.pools.leave(own, POOL, ["default"])
 
 
-def _finish(store: Store, runs: list[tuple[str, int]]) -> None:
-    store.runs.finish([End(run, attempt, State(StateType.COMPLETED)) for run, attempt in runs])
+def _finish(store: Store, worker: str, runs: list[tuple[str, int]]) -> None:
+    store.runs.finish([End(run, attempt, State(StateType.COMPLETED)) for run, attempt in runs], worker=worker)
 
 
 def _worker(store: Store, name: str) -> Worker:

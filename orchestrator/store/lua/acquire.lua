@@ -7,6 +7,7 @@
 -- USES core gates runs places calls
 -- ARGV run      str     the run whose code asks
 --      attempt  int     its attempt
+--      worker   str     who executes it
 --      call     int     the call's number in that attempt, from 1
 --      of       str     global = names are those of global limits; tag = tags of a task run
 --      names    packed  a list
@@ -21,7 +22,7 @@ local MOST_SLOTS = 1000
 
 local found = load_run(run)
 if not found then return {'superseded', 0} end
-if not is_leased(found, attempt) then return {'superseded', found.attempt} end
+if not is_leased(found, attempt, worker) then return {'superseded', found.attempt} end
 
 -- What a call that waits is told: the limit with its figures, and when to wake it where nobody else would.
 local function waiting(gate)

@@ -2,8 +2,7 @@
 --
 -- FLAGS allow-oom
 -- USES core gates runs places calls wake
--- ARGV worker str    who executed them: the run of another worker is not ended, also where a fail-over that forgot a claim had both
---                    given the same attempt. '' = whoever holds it
+-- ARGV worker str    who executed them
 --      items packed  a list of {run id, attempt, state, label, message, result, retry in ms, ms since it ended}
 -- RETURN per item: {'ok', state} | {'again', the recorded outcome} | {'superseded', attempt}
 --        again       the attempt has ended so already; the first answer was lost
@@ -22,7 +21,7 @@ local function finish(run, attempt, asked, label, message, result, retry_ms, ago
   if not run then return {'superseded', 0} end
   local state = end_state(run, asked)
   if not is_leased(run, attempt, worker) then
-    if run.outcome == attempt .. ' ' .. state then return {'again', state} end
+    if has_ended_so(run, attempt, state, worker) then return {'again', state} end
     return {'superseded', run.attempt}
   end
   if state == 'AwaitingRetry' then set(run, 'ready', now + retry_ms) end

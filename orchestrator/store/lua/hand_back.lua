@@ -4,10 +4,11 @@
 -- USES core gates runs places calls wake
 -- ARGV run     str  the run
 --      attempt int  the caller's attempt
+--      worker  str  the caller
 -- RETURN ok | superseded
 
 local found = load_run(run)
-if not found or not is_leased(found, attempt) then return 'superseded' end
+if not found or not is_leased(found, attempt, worker) then return 'superseded' end
 -- A run without a pool lives and dies with its own process; a budget of one start means never again, whoever stopped it.
 local may_start_again = present(found.pool) and (found.budget > 1 or found.state == 'Pending')
 local state = found.state == 'Cancelling' and 'Cancelled' or may_start_again and 'Scheduled' or 'Crashed'

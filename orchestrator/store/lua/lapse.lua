@@ -14,6 +14,7 @@
 -- USES core gates runs places calls wake
 -- ARGV run         str  a run's id, or ''
 --      attempt     int  its attempt
+--      worker      str  who executed it, or ''
 --      reason      str  what happened, for the state's message
 --      limit       int  at most so many
 --      grace_ms    int  how long after the server's start no lease counts as over; 0 = it always does
@@ -121,6 +122,6 @@ if run == '' then
   return server_is_young() and {0, 0, 0, 0, 1, 0, now} or sweep()
 end
 local found = load_run(run)
-if found and is_leased(found, attempt) then lapse(found) end
+if found and is_leased(found, attempt, worker) then lapse(found) end
 wake_freed()
 return {requeued, crashed, cancelled, 1, 0, 0, now}

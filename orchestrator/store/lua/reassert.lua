@@ -23,7 +23,8 @@ local WAITS = {due = true, queued = true, parked = true, paused = true}
 local AGAIN = 'Recorded anew: a fail-over had lost it.'
 
 local function knows_end(run, attempt, state, label)
-  if run.outcome == attempt .. ' ' .. state then return true end
+  if has_ended_so(run, attempt, state, worker) then return true end
+  if run.attempt == attempt and run.worker ~= worker then return false end
   local name, place, entry = present(label) and label or state, 0, nil
   while place >= 0 and run.history ~= '' do
     place, entry = cmsgpack.unpack_one(run.history, place)
@@ -34,7 +35,8 @@ end
 
 -- Someone else's that must not be touched: a later attempt, or the same number given out twice.
 local function is_taken(run, attempt)
-  return run.attempt > attempt or (is_leased(run, attempt) and run.worker ~= worker)
+  return run.attempt > attempt
+    or ((run.place == 'leased' or run.place == 'ended') and run.attempt == attempt and run.worker ~= worker)
 end
 
 local function taken(run)

@@ -2,14 +2,15 @@
 --
 -- FLAGS allow-oom
 -- USES core gates runs places calls wake
--- ARGV calls packed  a list of {run id, attempt, number}
+-- ARGV worker str    who executes the runs
+--      calls packed  a list of {run id, attempt, number}
 -- RETURN how many there were
 
 local count = 0
 for _, item in ipairs(calls) do
   local run = load_run(item[1])
   local call, place
-  if run and is_leased(run, item[2]) then call, place = call_of(run, item[3]) end
+  if run and is_leased(run, item[2], worker) then call, place = call_of(run, item[3]) end
   if call then
     free_call(run, call)
     table.remove(calls_of(run), place)

@@ -2,8 +2,7 @@
 --
 -- FLAGS allow-oom
 -- USES core gates runs places
--- ARGV worker   str     who holds them; another worker's run of the same attempt is lost: after a fail-over that forgot a claim,
---                       two may have been given the same number. '' = whoever holds it
+-- ARGV worker   str     who holds them
 --      lease_ms int     length of the lease from now
 --      items    packed  a list of {run id, attempt}
 -- RETURN per item: ok | cancel (extended; someone asked for it to be cancelled) | ended | lost
@@ -13,7 +12,7 @@ for i, item in ipairs(items) do
   local run = load_run(item[1])
   if not run then
     answers[i] = 'lost'
-  elseif run.place == 'ended' and run.attempt == item[2] then
+  elseif run.place == 'ended' and is_attempt_of(run, item[2], worker) then
     answers[i] = 'ended'
   elseif not is_leased(run, item[2], worker) or not redis.call('ZSCORE', prefix .. 'leases', run.id) then
     answers[i] = 'lost'

@@ -7,6 +7,7 @@
 -- USES core gates runs places calls wake
 -- ARGV run     str  the run
 --      attempt int  the caller's attempt, 0 = an operator
+--      worker  str  the caller, '' = an operator
 --      state   str  the state to enter
 --      label   str  its name where it has one of its own, else ''
 --      message str  why
@@ -23,7 +24,7 @@ local ENDS = {Completed = true, Failed = true, Crashed = true, Cancelled = true}
 
 local found = load_run(run)
 if not found then return {'missing', ''} end
-if attempt > 0 and not is_leased(found, attempt) then return {'superseded', found.attempt} end
+if attempt > 0 and not is_leased(found, attempt, worker) then return {'superseded', found.attempt} end
 local before = found.state
 if found.place == 'ended' or not REACHABLE[state] or not allows(before, state) or (state == 'Running' and attempt == 0) then
   return {'refused', before}

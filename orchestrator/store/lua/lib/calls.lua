@@ -26,7 +26,7 @@ end
 local function read_name(name)
   local id, attempt, number = string.match(name, '^([^:]+):(%d+):(%d+)')
   local run = id and load_run(id)
-  if run and is_leased(run, tonumber(attempt)) then return run, call_of(run, tonumber(number)) end
+  if run and is_leased(run, tonumber(attempt), run.worker) then return run, call_of(run, tonumber(number)) end
 end
 
 local function waiter_name(run, call)
@@ -138,7 +138,7 @@ local function holds(gate, member)
   if string.sub(gate, 1, 6) == 'share:' then return run.place == 'queued' and present(run.share) and share_of(run).name == gate end
   if not held_gates(run)[gate] then return false end
   if present(run.reserved) then return run.attempt + 1 == tonumber(attempt) end
-  return is_leased(run, tonumber(attempt))
+  return is_leased(run, tonumber(attempt), run.worker)
 end
 
 -- Whether what stands among a gate's waiters waits there: a run, or a call of one.

@@ -193,3 +193,8 @@ end
 local function record_outcome(run, state)
   set(run, 'outcome', run.attempt .. ' ' .. state)
 end
+
+-- Whether the attempt has ended so already, and not another worker's of the same number, as far as nobody has claimed the run since.
+local function has_ended_so(run, attempt, state, worker)
+  return run.outcome == attempt .. ' ' .. state and (run.attempt ~= attempt or run.worker == worker)
+end

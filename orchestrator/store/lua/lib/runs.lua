@@ -151,9 +151,14 @@ local function load_run(id)
   return run
 end
 
--- Whether the run is leased under this attempt and, where one is named, by this worker: what every report of an attempt needs.
+-- Whether the run's latest attempt is this one, and this worker's: a fail-over that forgot a claim has given the number out twice.
+local function is_attempt_of(run, attempt, worker)
+  return run.attempt == attempt and run.worker == worker
+end
+
+-- The fence: whether the run is leased to this worker under this attempt. Whatever is done on behalf of an attempt needs it.
 local function is_leased(run, attempt, worker)
-  return run.place == 'leased' and run.attempt == attempt and (not present(worker) or run.worker == worker)
+  return run.place == 'leased' and is_attempt_of(run, attempt, worker)
 end
 
 local function index_key(of, value)
