@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import logging
 import secrets
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -270,13 +271,14 @@ class Submitted:
     """The runs that this process was given the ids of, for as long as a fail-over might still take them: 10,000, a minute.
 
     Costs a create no round trip. When connections have been replaced since, and the epoch or the server is another, the runs
-    are looked for before the next create returns; each that is missing is reported.
+    are looked for before the next create returns; each that is missing is reported. Thread-safe.
     """
 
     def __init__(self, failover: Failover, connections: Callable[[], int]) -> None:
         self._failover = failover
         self._connections = connections
         self._given: deque[tuple[float, str]] = deque(maxlen=_REMEMBERED)
+        self._lock = threading.Lock()
         self._seen = 0
         self._epoch = ""
 
@@ -285,12 +287,14 @@ class Submitted:
         if not self._given:
             self._note(self._connections(), self._failover.known)
         now = clock.monotonic()
-        self._given.extend((now, run) for run in runs)
+        with self._lock:
+            self._given.extend([(now, run) for run in runs])
 
     def forget(self, runs: Iterable[str]) -> None:
         """These runs were deleted here: that they are missing is no loss."""
         gone = set(runs)
-        self._given = deque((entry for entry in self._given if entry[1] not in gone), maxlen=_REMEMBERED)
+        with self._lock:
+            self._given = deque([entry for entry in self._given if entry[1] not in gone], maxlen=_REMEMBERED)
 
     def verify(self) -> list[str]:
         """Look for them if connections were replaced and the server is another. The ids of those that were lost.
@@ -303,7 +307,9 @@ class Submitted:
         lost: list[str] = []
         if epoch is None or epoch.id != self._epoch:
             since = clock.monotonic() - _REMEMBERED_S
-            lost = self._failover.missing([run for at, run in list(self._given) if at >= since], "its submitter")
+            with self._lock:
+                given = [run for at, run in self._given if at >= since]
+            lost = self._failover.missing(given, "its submitter")
             self.forget(lost)
         self._note(connections, epoch)
         return lost

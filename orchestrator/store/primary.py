@@ -112,7 +112,8 @@ class Primary(ABC):
 
     def follow(self, connection: Any) -> None:
         """Have a connection cut when another server becomes the primary, also while it blocks in a read."""
-        self._connections.add(connection)
+        with self._lock:
+            self._connections.add(connection)
 
     def _settle(self, address: Host) -> None:
         self._known = address

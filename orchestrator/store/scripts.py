@@ -25,7 +25,7 @@ import msgpack
 from redis.exceptions import NoScriptError
 
 from orchestrator.clock import FrozenClock
-from orchestrator.exceptions import NotReplicated
+from orchestrator.exceptions import NotReplicated, StoreUnavailable
 from orchestrator.states import PLACE_STATES, TRANSITIONS
 from orchestrator.store.client import Redis
 from orchestrator.store.durability import Confirmation
@@ -164,6 +164,8 @@ class Scripts:
         if unknown:
             self._send_scripts()
             again, problem = self._evaluate_many([commands[i] for i in unknown], confirm=bool(confirmed))
+            if any(isinstance(answer, NoScriptError) for answer in again):
+                raise self._replaced()
             for i, answer in zip(unknown, again, strict=True):
                 answers[i] = answer
         if problem is not None:
@@ -187,7 +189,16 @@ class Scripts:
             return self._client.execute_command("EVALSHA", script.sha, 1, *arguments)
         except NoScriptError:
             self._send_scripts()
+        try:
             return self._client.execute_command("EVALSHA", script.sha, 1, *arguments)
+        except NoScriptError as error:
+            raise self._replaced() from error
+
+    def _replaced(self) -> StoreUnavailable:
+        """Somebody who was just given the scripts does not know them: it is another server by now, or it has restarted."""
+        return StoreUnavailable(
+            f"Redis at {self._client.address} was replaced or has restarted while it was asked.", hint="Do it again."
+        )
 
     def _evaluate_many(
         self, commands: Sequence[tuple[Script, list[Any]]], *, confirm: bool

@@ -12,7 +12,7 @@ import redis
 
 from harness import SAFE, RedisServer, eventually
 from orchestrator.clock import FrozenClock
-from orchestrator.exceptions import DataGone, UnsuitableServer
+from orchestrator.exceptions import DataGone, StoreUnavailable, UnsuitableServer
 from orchestrator.models import NewRun
 from orchestrator.settings import Settings
 from orchestrator.store import Store, open_store
@@ -168,6 +168,18 @@ def test_runs_that_a_promoted_replica_never_heard_of_are_reported_by_who_created
         assert check(own_store) == []
     finally:
         replica.stop()
+
+
+def test_a_server_that_is_replaced_while_it_is_given_the_scripts_is_an_unavailable_one_and_no_error_of_redis(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NOSCRIPT used to come out as it was: whoever expects a server to be away for a while, and only that, died of it."""
+    store.pools.create("p")
+    store.client.script_flush()
+    monkeypatch.setattr(store.scripts, "_send_scripts", lambda: None)  # to the server before
+    for refused in (lambda: store.failover.check(), lambda: store.scripts.try_many([("memory", {"most": 80})])):
+        with pytest.raises(StoreUnavailable, match="was replaced or has restarted"):
+            refused()
 
 
 def _client_of(server: RedisServer) -> redis.Redis:
