@@ -298,7 +298,8 @@ class Gate:
     ``title`` is what people call it. ``limit`` None = unlimited; one that is not ``active`` is remembered and holds nobody
     back. ``used`` and ``waiting`` count slots, and runs and calls that wait. ``holders`` are run ids with a slot, the oldest
     first; ``waiters`` stand in the order in which they will be woken. ``decay`` makes it a rate limit: so many slots a second
-    come back by time, the next one at ``next_free``; nobody holds them.
+    come back by time, the next one at ``next_free``; nobody holds them. ``defect``: why nobody can read what it is
+    set to; then it lets nobody through.
     """
 
     name: str
@@ -312,6 +313,7 @@ class Gate:
     active: bool = True
     decay: float = 0.0
     next_free: datetime | None = None
+    defect: str = ""
 
 
 @dataclass(frozen=True, slots=True)

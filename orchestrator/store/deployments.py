@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,7 +16,7 @@ from orchestrator.models import Deployment, RunFilter, Schedule
 from orchestrator.store.client import Redis
 from orchestrator.store.limits import Limits, deployment_gate
 from orchestrator.store.queries import Queries
-from orchestrator.store.records import pack, unpack
+from orchestrator.store.records import pack, read_setting, unpack
 from orchestrator.store.runs import Runs
 from orchestrator.store.scripts import Scripts
 
@@ -281,7 +280,7 @@ def _read_deployment(fields: dict[bytes, bytes], schedules: dict[bytes, bytes], 
     texts: dict[str, Any] = {name: fields[name.encode()].decode() for name in _TEXTS}
     packed: dict[str, Any] = {name: unpack(fields[name.encode()]) for name in _PACKED}
     packed["tags"] = tuple(packed["tags"])
-    limit = json.loads(gate).get("limit") if gate else None
+    limit = read_setting("", gate).get("limit") if gate is not None else None
     return Deployment(
         **texts,
         **packed,

@@ -180,6 +180,8 @@ def _of_share(store: Store, run: Run, gate: Gate) -> Explanation:
 
 def _taken(store: Store, gate: Gate) -> str:
     """``5/5 held by 'a', 'b', 'c' and 2 more, the longest since ...``; of a rate limit, when its next slot comes back."""
+    if gate.defect:
+        return f"what it is set to cannot be read ({gate.defect}), and until it is set anew it lets nobody through"
     if gate.limit == 0:
         return "it lets nobody through"
     if gate.decay:

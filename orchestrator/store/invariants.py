@@ -8,7 +8,6 @@ have moved in between.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from orchestrator.models import Call
 from orchestrator.states import TRANSITIONS
 from orchestrator.store import streams
 from orchestrator.store.client import Redis, is_of_another_type
-from orchestrator.store.records import defect, read_calls
+from orchestrator.store.records import defect, read_calls, read_rate, read_setting
 from orchestrator.store.scripts import SHARE
 
 if TYPE_CHECKING:
@@ -99,6 +98,7 @@ def _look(store: Store) -> Iterator[Violation]:
         for name in _surprising(store, names, expected):
             check_members = next(check for kind, check in _MEMBERS.items() if name.startswith(kind))
             yield from check_members(store, name)
+    yield from _check_settings(store)
     yield from _check_schedules(store)
 
 
@@ -316,7 +316,9 @@ def _check_gates(store: Store, names: Sequence[str]) -> Iterator[Violation]:
     answers = iter(pipeline.execute())
     for gate in gates:
         setting, used, waiting, wake_due = (next(answers) for _ in range(4))
-        setting = json.loads(setting or "{}")
+        setting = read_setting(gate, setting) if setting is not None else {}
+        if "defect" in setting:
+            continue
         limit = None if setting.get("disabled") else setting.get("limit")
         limit = SHARE if gate.startswith("share:") else limit
         decays = "decay" in setting
@@ -326,6 +328,27 @@ def _check_gates(store: Store, names: Sequence[str]) -> Iterator[Violation]:
         has_room = limit is None or wanted + (0 if decays else used) <= limit
         if waiting and has_room and not setting.get("paused") and wake_due is None:
             yield Violation(f"{waiting} wait at a gate that has room or will have, and nobody wakes them", f"parked:{gate}")
+
+
+def _check_settings(store: Store) -> Iterator[Violation]:
+    """What gates are set to can be read, and so can the rates of rate limits; each global limit has its name."""
+    client, keys = _client(store), store.keys
+    settings, called = store.limits.settings(), store.limits.global_names()
+    for gate, setting in settings.items():
+        subject = f"global limit '{called[gate]}'" if gate in called else f"the limit {gate}"
+        if "defect" in setting:
+            yield Violation(f"what it is set to cannot be read ({setting['defect']}): it lets nobody through", subject)
+        elif gate in called and client.hget(keys.global_limits, called[gate]) != gate[7:].encode():
+            yield Violation("its name does not lead to it", subject)
+    for gate, text in client.hgetall(keys.rates).items():
+        name = gate.decode(errors="replace")
+        if "decay" not in settings.get(name, {}):
+            yield Violation("has a rate, and is no rate limit", f"the limit {name}")
+        elif read_rate(text) is None:
+            yield Violation("its rate cannot be read", f"the limit {name}")
+    for stored in client.hkeys(keys.global_limits):
+        if stored.decode(errors="replace") not in called.values():
+            yield Violation("is the name of no global limit", f"global_limits {stored.decode(errors='replace')!r}")
 
 
 def _first_wants(store: Store, gate: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -14,7 +13,7 @@ from orchestrator.keys import Keys, check_name, lengthen, new_id, shorten
 from orchestrator.models import Call, Gate, Slot, Waiter
 from orchestrator.store.answers import Acquire, Acquired
 from orchestrator.store.client import Redis
-from orchestrator.store.records import read_calls
+from orchestrator.store.records import read_calls, read_rate, read_setting
 from orchestrator.store.scripts import Scripts
 
 _TAG_BYTES = 200
@@ -124,13 +123,19 @@ class Limits:
 
     def global_limits(self, shown: int = 0) -> list[Gate]:
         """The global limits by name, each with its first ``shown`` holders and waiters."""
-        names = sorted(self._client.hgetall(self._keys.global_limits).items())
-        return self.get_many([f"global:{gate.decode()}" for _, gate in names], shown)
+        names = self.global_names()
+        return self.get_many(sorted(names, key=lambda gate: names[gate]), shown)
 
     def get_global(self, name: str, shown: int = 100) -> Gate | None:
         """One global limit with its first holders and waiters; None where there is none of that name."""
-        gate = self._client.hget(self._keys.global_limits, name)
-        return self.get(f"global:{gate.decode()}", shown) if gate else None
+        gates = {called: gate for gate, called in self.global_names().items()}
+        return self.get(gates[name], shown) if name in gates else None
+
+    def global_names(self) -> dict[str, str]:
+        """The gates of the global limits -> what these are called; by the hash of names where their settings do not say so."""
+        pointers = {_text(gate): _text(name) for name, gate in self._client.hgetall(self._keys.global_limits).items()}
+        settings = {gate: setting for gate, setting in self.settings().items() if gate.startswith("global:")}
+        return {gate: setting.get("name") or pointers.get(gate[7:], gate[7:]) for gate, setting in settings.items()}
 
     # --- gates -----------------------------------------------------------------------------------------------------------
 
@@ -194,10 +199,11 @@ class Limits:
         found = []
         for gate in gates:
             setting, rate, used, members, waiting, waiters = (next(answers) for _ in range(6))
-            values: dict[str, Any] = json.loads(setting) if setting else {}
+            values = read_setting(gate, setting) if setting is not None else {}
+            is_nameless = gate.startswith("global:") and "defect" in values
             read = Gate(
                 name=gate,
-                title=values.get("name") or gate.partition(":")[2],
+                title=values.get("name") or (self.global_names()[gate] if is_nameless else gate.partition(":")[2]),
                 limit=int(values["limit"]) if "limit" in values else None,
                 paused=bool(values.get("paused")),
                 used=used,
@@ -206,8 +212,9 @@ class Limits:
                 waiting=waiting,
                 active=not values.get("disabled"),
                 decay=float(values.get("decay", 0)),
+                defect=values.get("defect", ""),
             )
-            found.append(_with_rate(read, float(rate or 0), now_ms) if read.decay else read)
+            found.append(_with_rate(read, read_rate(b"0" if rate is None else rate), now_ms) if read.decay else read)
         return found
 
     def tags(self) -> list[str]:
@@ -239,8 +246,13 @@ class Limits:
         return found
 
     def settings(self) -> dict[str, dict[str, Any]]:
-        """Every gate with a limit or a pause: its name -> limit, disabled, paused, strategy, as far as set."""
-        return {gate.decode(): json.loads(text) for gate, text in self._client.hgetall(self._keys.limits).items()}
+        """Every gate with a limit or a pause: its name -> what ``read_setting`` finds there."""
+        stored = self._client.hgetall(self._keys.limits)
+        return {_text(gate): read_setting(_text(gate), text) for gate, text in stored.items()}
+
+
+def _text(value: bytes) -> str:
+    return value.decode(errors="replace")
 
 
 def _ms(rest: Sequence[Any]) -> int | None:
@@ -253,8 +265,13 @@ def _waiter(member: str) -> Waiter:
     return Waiter(lengthen(run), int(call.partition(":")[2]) if call else 0)
 
 
-def _with_rate(gate: Gate, back_at_ms: float, now_ms: int) -> Gate:
-    """A rate limit's slots are not held by anybody: how many have not come back yet, and when the next one does."""
+def _with_rate(gate: Gate, back_at_ms: float | None, now_ms: int) -> Gate:
+    """A rate limit's slots are not held by anybody: how many have not come back yet, and when the next one does.
+
+    Where that cannot be read, all of them are taken just now, as the scripts have it.
+    """
+    if back_at_ms is None:
+        back_at_ms = now_ms + (gate.limit or 0) * 1000 / gate.decay
     left = max(0.0, (back_at_ms - now_ms) * gate.decay / 1000)
     used = int(-(-(left - 1e-6) // 1)) if left else 0
     next_ms = back_at_ms - (used - 1) * 1000 / gate.decay

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -199,6 +200,57 @@ def read_calls(packed: bytes) -> tuple[Call, ...]:
         # Lua packs an empty list as an empty map, and numbers of milliseconds as floats.
         found.append(Call(int(number), kind, int(slots), waits or None, clock.from_ms(int(since)), tuple(gates)))
     return tuple(found)
+
+
+_STRATEGIES = ("ENQUEUE", "CANCEL_NEW", "CANCEL_RUNNING")
+
+
+def _is_between(value: Any, least: float, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_count(value: Any) -> bool:
+    return _is_between(value, 0, 2**53) and value == int(value)
+
+
+_FITS: Mapping[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("limit", "held"), _is_count),
+    **dict.fromkeys(("disabled", "paused"), lambda value: isinstance(value, bool)),
+    "strategy": lambda value: value in _STRATEGIES,
+    "decay": lambda value: _is_between(value, 1e-9, 1e9),
+    "name": lambda value: isinstance(value, str),
+}
+
+
+def read_setting(gate: str, text: bytes) -> dict[str, Any]:
+    """What a gate is set to. Where nobody can read that, a limit of 0, and under ``defect`` why.
+
+    As ``read_setting`` in lua/lib/gates.lua has it; only numbers that nobody writes (010, 0x10) Lua reads and Python does not.
+    """
+    try:
+        values = json.loads(text.decode(errors="replace"), strict=False)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        return {"limit": 0, "defect": "it is no JSON object"}
+    values = {field: value for field, value in values.items() if value is not None}
+    wrong = [field for field, fits in _FITS.items() if field in values and not fits(values[field])]
+    if wrong:
+        return {"limit": 0, "defect": f"its {wrong[0]} makes no sense"}
+    if "limit" not in values and not values.get("paused"):
+        return {"limit": 0, "defect": "it has neither a limit nor a pause"}
+    if gate.startswith("global:") and "name" not in values:
+        return {"limit": 0, "defect": "it has no name"}
+    return values
+
+
+def read_rate(text: bytes) -> float | None:
+    """When all slots of a rate limit will have come back, in ms; None where nobody can read that."""
+    try:
+        back_at = float(text)
+    except ValueError:
+        return None
+    return back_at if 0 <= back_at <= 1e15 else None
 
 
 def moment_of(value: bytes | None) -> datetime | None:

@@ -534,15 +534,24 @@ class Runs:
         return mended
 
     def reconcile_all(self) -> list[tuple[str, str]]:
-        """Mend every run, slot, waiter, message and index of the namespace: (what was mended, run id or key).
+        """Mend every limit, run, slot, waiter, message and index of the namespace: (what was mended, run id, key or gate).
 
         For the time after a crash of Redis or a restored backup. Bounded scripts, so that everybody else goes on meanwhile.
         """
         run = self._keys.run("")
         stored = self._client.scan_iter(match=f"{run}*", count=1000)
         found = (key.decode(errors="replace").removeprefix(run) for key in stored)
-        mended = self.reconcile(lengthen(short) for short in found if keys.is_short(short))
+        mended = self._reconcile_gates()
+        mended += self.reconcile(lengthen(short) for short in found if keys.is_short(short))
         return mended + self._reconcile_members()
+
+    def _reconcile_gates(self) -> list[tuple[str, str]]:
+        mended: list[tuple[str, str]] = []
+        for name in ("limits", "rates", "global_limits"):
+            for batch in _batches(self._client.hkeys(self._keys.prefix + name), 100):
+                answer = self._scripts.call("reconcile_gates", fields=[[name, field] for field in batch])
+                mended += [(_text(what), _text(subject)) for what, subject in answer]
+        return mended
 
     def _reconcile_members(self) -> list[tuple[str, str]]:
         prefix = self._keys.prefix

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ from orchestrator.keys import GROUP, is_short, shorten
 from orchestrator.models import LogLine
 from orchestrator.settings import Settings
 from orchestrator.store import Store, open_store
+from orchestrator.store.answers import Acquire
 from orchestrator.store.invariants import check
-from orchestrator.store.records import defect
+from orchestrator.store.records import defect, read_setting
 
 STREAM = "queue:p:default:normal"
 
@@ -201,6 +203,129 @@ def test_repair_finds_what_nobody_has_met_yet(floor: Floor) -> None:
     assert ("could not be read: its starts is no number", broken) in mended
     assert floor.store.letters.count() == 1
     assert check(floor.store) == []
+
+
+# --- limits ----------------------------------------------------------------------------------------------------------
+
+
+def garble_limit(floor: Floor, gate: str, text: str | bytes) -> None:
+    floor.store.client.hset(floor.store.keys.limits, gate, text)
+
+
+def ask(floor: Floor, run: str, name: str, *, rate: bool = False) -> str:
+    """The code of a run asks for a slot of a global limit."""
+    return floor.store.limits.acquire(Acquire(run, 1, "w", 1, [name], rate=rate)).answer
+
+
+UNREADABLE = [
+    *("", "{", "[]", "5", '{"limit": -1}', '{"limit": "many"}', '{"limit": 1.5}', '{"limit": nan}', '{"limit": 1e300}', "{}"),
+    *('{"limit": 5, "held": "x"}', '{"limit": 5, "paused": 1}', '{"limit": 5, "strategy": "NONE"}', '{"limit": 5, "decay": 0}'),
+    *('{"limit": 5, "name": 7}', '{"paused": false}', b"\xff\x00", "[" * 2000),
+]
+
+
+@pytest.mark.parametrize("text", UNREADABLE)
+def test_a_limit_that_cannot_be_read_lets_nobody_through_and_all_others_go_on(floor: Floor, text: str | bytes) -> None:
+    """It was an error in every claim of its pool."""
+    floor.store.limits.set("tag:t", 5)
+    garble_limit(floor, "tag:t", text)
+    closed, free = floor.submit(tags=("t",)), floor.submit()
+    assert [claimed.id for claimed in floor.claim()] == [free]
+    assert floor.place(closed) == ("parked", "AwaitingConcurrencySlot")
+    every_duty(floor.store, closed)
+    assert floor.finish(free) == "ok"
+    [violation] = check(floor.store)
+    assert "lets nobody through" in str(violation)
+    floor.store.limits.set("tag:t", 1)
+    assert [claimed.id for claimed in floor.claim()] == [closed]
+    assert floor.finish(closed) == "ok"
+
+
+def test_repair_writes_down_that_a_limit_which_cannot_be_read_is_closed_and_keeps_what_stood_there(floor: Floor) -> None:
+    limits = floor.store.limits
+    limits.create_global("db", 5)
+    holder = floor.running()
+    assert ask(floor, holder, "db") == "granted"
+    [gate] = limits.global_limits()
+    garble_limit(floor, gate.name, "?")
+    assert [violation.subject for violation in check(floor.store)] == ["global limit 'db'"]
+    [(what, subject)] = floor.store.runs.reconcile_all()
+    assert (subject, "until it is set anew" in what) == (gate.name, True)
+    [letter] = floor.store.letters.latest()
+    assert (letter.stream, letter.message, letter.content) == ("limits", gate.name, "?")
+    mended = limits.get_global("db")
+    assert mended is not None
+    assert (mended.limit, mended.used, mended.defect) == (0, 1, "")
+    assert check(floor.store) == []
+    assert limits.update_global("db", limit=5) == "ok"
+    assert floor.store.runs.reconcile_all() == []
+
+
+def test_code_waits_at_a_global_limit_that_cannot_be_read_and_goes_on_when_it_is_set_anew(floor: Floor) -> None:
+    limits = floor.store.limits
+    limits.create_global("api", 5, decay=1.0)
+    run = floor.running()
+    [gate] = limits.global_limits()
+    garble_limit(floor, gate.name, '{"limit": null}')
+    assert ask(floor, run, "api", rate=True) == "waiting"
+    found = limits.get_global("api")
+    assert found is not None
+    assert (found.title, found.limit, found.waiting, bool(found.defect)) == ("api", 0, 1, True)
+    assert limits.update_global("api", limit=5, decay=1.0) == "ok"
+    assert limits.get(gate.name).waiting == 0
+
+
+@pytest.mark.parametrize("rate", ["soon", "nan", "inf", "-1", ""])
+def test_a_rate_that_cannot_be_read_counts_as_all_slots_taken_just_now(floor: Floor, rate: str) -> None:
+    limits = floor.store.limits
+    limits.create_global("api", 2, decay=1.0)
+    [gate] = limits.global_limits()
+    floor.store.client.hset(floor.store.keys.rates, gate.name, rate)
+    assert [violation.what for violation in check(floor.store)] == ["its rate cannot be read"]
+    assert limits.get(gate.name).used == 2
+    run = floor.running()
+    assert ask(floor, run, "api") == "waiting"
+    floor.wait(1)
+    floor.store.runs.wake()
+    assert limits.get(gate.name).waiting == 0
+
+
+@pytest.mark.parametrize("pointer", [b"", b"\xff\xfe", b"nothing", "another"])
+def test_a_name_that_leads_nowhere_is_put_right_by_the_limit_that_has_it(floor: Floor, pointer: str | bytes) -> None:
+    limits = floor.store.limits
+    limits.create_global("db", 0)
+    limits.create_global("other", 5)
+    gates = {gate.title: gate.name for gate in limits.global_limits()}
+    wrong = gates["other"].removeprefix("global:") if pointer == "another" else pointer
+    floor.store.client.hset(floor.store.keys.global_limits, "db", wrong)
+    assert check(floor.store)
+    run = floor.running()
+    assert ask(floor, run, "db") == "waiting"
+    assert limits.get(gates["db"]).waiting == 1
+    assert check(floor.store) == []
+    floor.store.client.hset(floor.store.keys.global_limits, mapping={"db": wrong, "gone": "x"})
+    assert len(floor.store.runs.reconcile_all()) == 2
+    assert check(floor.store) == []
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    text=st.binary(max_size=20)
+    | st.dictionaries(
+        st.sampled_from(["limit", "held", "disabled", "paused", "strategy", "decay", "name", "x"]),
+        st.none() | st.booleans() | st.integers(-2, 3) | st.floats() | st.sampled_from(["", "ENQUEUE", "x"]) | st.just([]),
+    ).map(lambda values: json.dumps(values).encode())
+)
+def test_lua_and_python_agree_on_what_a_limit_is_set_to(ground: Ground, text: bytes) -> None:
+    floor = ground.floor()
+    garble_limit(floor, "tag:x", text)
+    said = read_setting("tag:x", text)
+    run = floor.submit(tags=("x",))
+    is_closed = said.get("paused") or (said.get("limit") == 0 and not said.get("disabled"))
+    assert (floor.claim() == []) == bool(is_closed)
+    mended = [what for what, subject in floor.store.runs.reconcile_all() if "could not be read" in what]
+    assert len(mended) == ("defect" in said)
+    floor.store.runs.delete([run])
 
 
 # --- at random -------------------------------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
-"""F16: entries, runs and a schema that make no sense, among runs that do."""
+"""F16: entries, runs, limits and a schema that make no sense, among runs that do."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 from bench.chaos.fleet import POOL, orch
 from bench.chaos.trial import Outcome, Scenario, Trial
@@ -18,23 +19,28 @@ FIELDS = (
 
 
 def run(trial: Trial) -> Outcome:
-    """10,000 garbled entries and runs (quick: 400) under load; then a namespace of a future release."""
+    """10,000 garbled entries and runs (quick: 400) under load, and 5 limits for each 100; then a future release's namespace."""
     count = 400 if trial.quick else 10_000
     with World(trial) as world:
         world.staff(workers=2, schedulers=1)
         world.submit(8.0)
         chance = trial.chance()
         garbled: list[str] = []
+        behind: dict[str, str] = {}
         for start in range(0, count, 100):
             _garble_entries(world, chance, 50)
             garbled += _garble_runs(world, chance, 50)
+            behind |= _garble_limits(world, chance, 5, start)
             trial.say(f"{start + 100:,} garbled, {world.store.letters.count():,} dead letters")
             world.pass_time(0.3)
         problems = _settle(world)
+        closed = {gate for gate, setting in _settings(world).items() if "defect" in setting}
+        problems += _passed(world, [run for run, gate in behind.items() if gate in closed])
         letters = world.store.letters.latest(20_000)
         problems += [f"letter {letter.id} has no reason" for letter in letters if not letter.reason]
         world.store.runs.reconcile_all()
-        _forget(world, garbled)
+        problems += [f"{gate} cannot be read after a repair" for gate, set_to in _settings(world).items() if "defect" in set_to]
+        _forget(world, [*garbled, *behind])
         problems += world.quiesce()
         problems += world.close_fleet()
         verdict = world.verdict(may_restart=trial.quick)
@@ -44,7 +50,8 @@ def run(trial: Trial) -> Outcome:
     reasons = len({letter.reason for letter in letters})
     return Outcome(
         f"{count:,} entries and runs garbled: {len(letters):,} dead letters with {reasons} reasons, nothing pending, "
-        f"no process died; {verdict.runs:,} runs beside them, {verdict.lost} lost, {verdict.doubled} double-completed",
+        f"no process died; {len(closed)} of {len(behind)} garbled limits closed, and nobody passed them; "
+        f"{verdict.runs:,} runs beside them, {verdict.lost} lost, {verdict.doubled} double-completed",
         problems,
     )
 
@@ -72,6 +79,37 @@ def _garble_runs(world: World, chance: random.Random, count: int) -> list[str]:
             pipeline.hset(key, chance.choice(FIELDS), _bytes(chance))
     pipeline.execute(raise_on_error=False)
     return [one.id for one in created]
+
+
+def _garble_limits(world: World, chance: random.Random, count: int, first: int) -> dict[str, str]:
+    """What limits of tags, rates and names of global limits are set to is garbled. A run behind each limit -> its gate."""
+    keys, behind = world.store.keys, {}
+    for number in range(first, first + count):
+        gate = f"tag:garbled-{number}"
+        world.store.client.hset(keys.limits, gate, _bytes(chance) if chance.random() < 0.3 else _damaged(chance))
+        world.store.client.hset(keys.rates, gate, _bytes(chance))
+        world.store.client.hset(keys.global_limits, f"garbled-{number}", _bytes(chance))
+        [made] = world.store.runs.create([world.new_run(milliseconds=1, tags=[gate.removeprefix("tag:")])])
+        behind[made.id] = gate
+    return behind
+
+
+def _damaged(chance: random.Random) -> bytes:
+    """A setting, of which one byte is another, or that ends too soon."""
+    text = bytearray(chance.choice((b'{"limit":5,"held":2}', b'{"paused":true}', b'{"limit":5,"decay":0.5,"name":"db"}')))
+    if chance.random() < 0.3:
+        return bytes(text[: chance.randrange(len(text))])
+    text[chance.randrange(len(text))] = chance.randrange(256)
+    return bytes(text)
+
+
+def _settings(world: World) -> dict[str, dict[str, Any]]:
+    return world.store.limits.settings()
+
+
+def _passed(world: World, runs: Sequence[str]) -> list[str]:
+    found = world.store.runs.get_many(runs)
+    return [f"{run.id} was started behind a limit that cannot be read" for run in found if run and run.attempt]
 
 
 def _forget(world: World, runs: Sequence[str]) -> None:

@@ -69,11 +69,10 @@ end
 
 local asked, missing = {}, {}
 for _, name in ipairs(names) do
-  local id = of == 'global' and redis.call('HGET', prefix .. 'global_limits', name) or name
-  local gate = id and find_gate(of .. ':' .. id)
+  local gate = of == 'tag' and find_gate('tag:' .. name) or of == 'global' and global_gate(name)
   if not gate or not gate.stored then
     missing[#missing + 1] = name
-  elseif rate == 1 and not gate.decay then
+  elseif rate == 1 and not gate.decay and not gate.defect then
     return {'no_decay', name}
   elseif too_few(gate) then
     return impossible(gate)

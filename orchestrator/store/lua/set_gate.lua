@@ -15,8 +15,8 @@
 -- RETURN {'ok', how many runs and calls went on} | {'exists', 0} | {'missing', 0} | {'taken', 0} (the new name is another's)
 
 local called = string.match(gate, '^global:(.*)$')
-if called then gate = 'global:' .. (redis.call('HGET', prefix .. 'global_limits', called) or id) end
-local set_now = find_gate(gate)
+local set_now = called and global_gate(called) or find_gate(called and 'global:' .. id or gate)
+gate = set_now.name
 if expect == 'new' and set_now.stored then return {'exists', 0} end
 if expect == 'old' and not set_now.stored then return {'missing', 0} end
 if called and name ~= '' and name ~= called then
@@ -24,7 +24,7 @@ if called and name ~= '' and name ~= called then
   write('HDEL', prefix .. 'global_limits', called)
   called = name
 end
-local limited = set_now.limit
+local limited = not set_now.defect and set_now.limit
 
 -- All of them, however many: one that is not counted now would be an excess for as long as it runs.
 local function count_executing()

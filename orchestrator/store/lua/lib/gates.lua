@@ -11,6 +11,9 @@
 --
 -- A gate of its own kind is the share of a deployment in a long queue, share:POOL:QUEUE:PRIORITY:DEPLOYMENT: see places.lua.
 --
+-- A gate whose setting cannot be read lets nobody through, as one with a limit of 0, until somebody sets it anew or `reconcile_gates`
+-- writes down that it has that limit. A rate that cannot be read counts as all slots taken just now.
+--
 -- A gate is read once per script; slots taken and freed by the script itself are counted in memory.
 
 local RESERVED_MS = 5000
@@ -47,11 +50,52 @@ local function used_of_rate(gate)
   return math.max(0, math.ceil((gate.back_at - now) * gate.decay / 1000 - 1e-6))
 end
 
+local function is_between(value, least, most)
+  return type(value) == 'number' and value >= least and value <= most
+end
+
+local function is_count(value)
+  return is_between(value, 0, 2 ^ 53) and value == math.floor(value)
+end
+
+local STRATEGIES = {ENQUEUE = true, CANCEL_NEW = true, CANCEL_RUNNING = true}
+local FITS = {
+  limit = is_count, held = is_count,
+  disabled = function(value) return type(value) == 'boolean' end,
+  paused = function(value) return type(value) == 'boolean' end,
+  strategy = function(value) return STRATEGIES[value] end,
+  decay = function(value) return is_between(value, 1e-9, 1e9) end,
+  name = function(value) return type(value) == 'string' end,
+}
+
+-- What a gate is set to; and why nobody can read that, if so. records.read_setting says the same.
+local function read_setting(name, text)
+  local fine, set = pcall(cjson.decode, text)
+  if not fine or type(set) ~= 'table' then return {limit = 0}, 'it is no JSON object' end
+  for field, fits in pairs(FITS) do
+    if set[field] == cjson.null then set[field] = nil end
+    if set[field] ~= nil and not fits(set[field]) then return {limit = 0}, 'its ' .. field .. ' makes no sense' end
+  end
+  if set.limit == nil and not set.paused then return {limit = 0}, 'it has neither a limit nor a pause' end
+  if string.sub(name, 1, 7) == 'global:' and not set.name then return {limit = 0}, 'it has no name' end
+  return set
+end
+
+local function read_rate(gate)
+  local back_at = tonumber(redis.call('HGET', prefix .. 'rates', gate.name) or 0)
+  if is_between(back_at, 0, 1e15) then return back_at end
+  gate.forgot_rate = true
+  back_at = now + (gate.stored or 0) * 1000 / gate.decay
+  write('HSET', prefix .. 'rates', gate.name, string.format('%.3f', back_at))
+  return back_at
+end
+
 local function read_gate(name, text)
   local gate = {name = name, slots = prefix .. 'slots:' .. name}
   if text then
-    local set = cjson.decode(text)
-    gate.stored = set.limit ~= cjson.null and set.limit or nil
+    local set, defect = read_setting(name, text)
+    gate.defect = defect
+    gate.stored = set.limit
     gate.disabled = set.disabled
     gate.limit = not gate.disabled and gate.stored or nil
     gate.held = set.held
@@ -65,7 +109,7 @@ local function read_gate(name, text)
     gate.limit = SHARE
   end
   if gate.decay then
-    gate.back_at = tonumber(redis.call('HGET', prefix .. 'rates', name) or 0)
+    gate.back_at = read_rate(gate)
     gate.used = used_of_rate(gate)
   elseif gate.limit then
     gate.used = redis.call('ZCARD', gate.slots)
@@ -76,6 +120,22 @@ end
 
 local function find_gate(name)
   return gates[name] or read_gate(name, redis.call('HGET', prefix .. 'limits', name))
+end
+
+-- The gate of the global limit of that name, or nil. The hash global_limits, name -> id, says where it stands; what it says wrongly is
+-- put right.
+local function global_gate(called)
+  local id = redis.call('HGET', prefix .. 'global_limits', called)
+  if not id then return end
+  local gate = find_gate('global:' .. id)
+  if gate.stored and (gate.defect or gate.called == called) then return gate end
+  local all = redis.call('HGETALL', prefix .. 'limits')
+  for i = 1, #all, 2 do
+    if string.sub(all[i], 1, 7) == 'global:' and read_setting(all[i], all[i + 1]).name == called then
+      write('HSET', prefix .. 'global_limits', called, string.sub(all[i], 8))
+      return find_gate(all[i])
+    end
+  end
 end
 
 -- Whether so many more may go through now.
