@@ -74,6 +74,12 @@ def read(path: Path) -> tuple[list[Effect], list[Kill]]:
     return effects, kills
 
 
+def since(path: Path, moment: float) -> list[Effect]:
+    """The effects after that moment, in their order."""
+    with _open(path) as connection:
+        return [Effect(*row) for row in connection.execute("SELECT * FROM effect WHERE at > ? ORDER BY at", (moment,))]
+
+
 def executing(path: Path, within_s: float = 5) -> list[Effect]:
     """The starts, not older than that, of bodies that have not ended. Some may have lost a process to a kill."""
     with _open(path) as connection:

@@ -1,7 +1,11 @@
-"""What F8 and F9 share: load on servers that stand in for each other, while these are harmed, and what was lost of it."""
+"""What F8 and F9 share: load on servers that stand in for each other, while these are harmed, and what was lost of it.
+
+A run is at work each time that the servers are harmed. In the end every run that is still known has completed exactly once.
+"""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,6 +13,7 @@ from datetime import timedelta
 from random import Random
 from typing import Any
 
+from bench.chaos import ledger
 from bench.chaos.submitter import Submitter
 from bench.chaos.trial import Outcome, Trial
 from bench.chaos.world import World, spread
@@ -18,7 +23,8 @@ from orchestrator.exceptions import OrchError
 from orchestrator.models import NewRun
 
 EXPECTED = (
-    "default: lost at most what was acknowledged in the second before, each reported; replicated: 0; at work within 5 s of it"
+    "default: lost at most what was acknowledged in the second before, each reported; replicated: 0; runs at work then and all "
+    "others complete exactly once; submitters and workers are at work within 5 s of it"
 )
 
 WITHIN_S = 5.0
@@ -28,6 +34,9 @@ _EXECUTED_PER_S = 20.0
 _QUICK_EXECUTED_PER_S = 8.0
 _KEPT_PER_S = 180.0
 _QUICK_KEPT_PER_S = 60.0
+_AT_WORK_MS = 2_000
+"""The body of the run that is at work when the servers are harmed."""
+
 _LAG_S = 1.0
 """What was acknowledged longer than this before a primary died has reached a replica."""
 
@@ -50,6 +59,7 @@ class Findings:
     durability: str
     harms: list[Harm] = field(default_factory=list)
     submitted: int = 0
+    at_work: int = 0
     lost: int = 0
     reported: int = 0
     twice: int = 0
@@ -91,8 +101,8 @@ def outcome(
     """Play each durability, one after the other, with ``times`` harms."""
     found = [_play(trial, durability, make(), harm, times) for durability in durabilities]
     told = "; ".join(
-        f"{each.durability}: {each.submitted:,} runs, {_counted(each.harms)}, {each.lost} lost ({each.reported} reported), "
-        f"{each.twice} twice, {each.restarted} restarted, "
+        f"{each.durability}: {each.submitted:,} runs, {_counted(each.harms)} with {each.at_work} runs at work, "
+        f"{each.lost} lost ({each.reported} reported), {each.twice} twice, {each.restarted} restarted, "
         f"fail-over {spread([one.over - one.began for one in each.harms])}, at work again {spread(each.again_s)} after it"
         for each in found
     )
@@ -117,10 +127,12 @@ def _play(trial: Trial, durability: str, servers: Servers, harm: Callable[[Any, 
         kept_per_s = _QUICK_KEPT_PER_S if trial.quick else _KEPT_PER_S
         # Far more are given in than a small machine could execute: they stay, due in an hour.
         kept = Submitter(world.open(redis_retry_s=0), lambda _: _later(world), Random(trial.seed), per_s=kept_per_s).start()
+        at_work: dict[str, float] = {}
         lost: set[str] = set()
         twice: set[str] = set()
         for number in range(times):
             world.pass_time(1.0 if trial.quick else 3.0)
+            at_work.update(_begin_a_run(world))
             done = harm(servers, number)
             found.harms.append(done)
             found.again_s.append(_wait_until_at_work(world, (executed, kept), done, workers) - done.over)
@@ -130,16 +142,17 @@ def _play(trial: Trial, durability: str, servers: Servers, harm: Callable[[Any, 
         world.pass_time(1.0)
         for submitter in (executed, kept):
             submitter.stop()
-        accepted = executed.accepted | kept.accepted
-        found.problems += _wait_for_ends(world, executed.submitted)
+        accepted = executed.accepted | kept.accepted | at_work
+        found.problems += _wait_for_ends(world, world.submitted)
         _read_report(world, lost, twice)
         missing = set(accepted) - world.read_runs(accepted).keys()
         found.problems += world.broken()
         found.problems += world.close_fleet()
-        verdict = world.verdict(set(executed.submitted) - missing, may_restart=True)
+        verdict = world.verdict(world.submitted.keys() - missing, may_restart=True)
     known = missing | twice
     found.problems += [problem for problem in verdict.problems if not any(run in problem for run in known)]
     found.submitted, found.lost, found.reported = len(accepted), len(missing), len(missing & lost)
+    found.at_work = len(at_work)
     found.twice, found.restarted = len(twice), verdict.restarted
     found.problems += _judge(found, missing, lost, accepted)
     return found
@@ -147,6 +160,17 @@ def _play(trial: Trial, durability: str, servers: Servers, harm: Callable[[Any, 
 
 def _later(world: World) -> NewRun:
     return world.new_run(due=clock.now() + timedelta(hours=1))
+
+
+def _begin_a_run(world: World) -> dict[str, float]:
+    """A run that works on for two seconds, and when it was acknowledged; returns when its body has started."""
+    new = world.new_run(milliseconds=_AT_WORK_MS)
+    # Created under the same id again where it was refused: a replica may be late.
+    world.wait_until(lambda: world.create([new]), 60, "a run to be accepted")
+    accepted = time.monotonic()
+    world.wait_until(lambda: any(effect.run == new.id for effect in ledger.executing(world.ledger)), 60, "a run to be at work")
+    assert new.id is not None
+    return {new.id: accepted}
 
 
 def _wait_until_at_work(world: World, submitters: Iterable[Submitter], harm: Harm, workers: int) -> float:
@@ -158,8 +182,8 @@ def _wait_until_at_work(world: World, submitters: Iterable[Submitter], harm: Har
             assert not submitter.is_done, "a submitter has ended by itself"
             answered = [at for at in list(submitter.accepted.values())[-500:] if at > harm.over]
             seen.update({f"submitter {number}": min(answered)} if answered and f"submitter {number}" not in seen else {})
-        for effect in world.effects()[-500:]:
-            if effect.phase == "start" and effect.at > harm.over:
+        for effect in ledger.since(world.ledger, harm.over):
+            if effect.phase == "start":
                 seen.setdefault(f"worker {effect.supervisor}", effect.at)
         return len(seen) >= workers + 2
 

@@ -13,14 +13,17 @@ from orchestrator.store import Store
 
 _STEP_S = 0.05
 _MOST_AT_ONCE = 200
+_BATCH = 100
+"""What the store creates in one step. More at once would count only if all steps did: after a fail-over, one of dozens whose
+replica is late would have all of them done again, and more each time."""
 
 
 class Submitter:
     """A thread that creates ``per_s`` runs a second until ``total`` were accepted or it is told to stop.
 
     ``new`` makes each of them from the seed's chance. ``submitted`` maps the ids that Redis has acknowledged to their tags;
-    ``accepted`` has the moment of each. A refusal is counted, and the same runs are tried again under the ids that they have by
-    then, so that one whose answer was lost is not created twice.
+    ``accepted`` has the moment of each. A refusal (no primary, no replica that confirms, no room) is counted, and the same runs
+    are tried again under the ids that they have by then, so that one whose answer was lost is not created twice.
     """
 
     def __init__(
@@ -76,8 +79,8 @@ class Submitter:
                 fresh = min(due - made, _MOST_AT_ONCE)
                 waiting += [self._new(self._chance) for _ in range(fresh)]
                 made += max(0, fresh)
-                if waiting and self._submit(waiting):
-                    waiting = []
+                while waiting and self._submit(waiting[:_BATCH]):
+                    del waiting[:_BATCH]
                 self._stopped.wait(_STEP_S)
         except BaseException as error:
             self._failure = error
