@@ -26,7 +26,7 @@ def run(trial: Trial) -> Outcome:
         world.staff(workers=1, schedulers=1)
         found = world.store.deployments.all()
         world.wait_until(lambda: all(_planned(world, d.id) >= 3 for d in found if d.schedules), 30, "the first plans")
-        problems += world.close_fleet()
+        world.fleet.stop()
         ended = world.store.now()
         clock.move(OUTAGE_S)
         server.kill()

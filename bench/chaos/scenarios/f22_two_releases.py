@@ -53,4 +53,10 @@ def _previous(home: Path) -> Path:
     return folder
 
 
-SCENARIO = Scenario("F22", "releases N and N-1 together", f"as F1: {f01.EXPECTED}", run, limit=timedelta(minutes=40))
+SCENARIO = Scenario(
+    "F22",
+    "releases N and N-1 together",
+    f"as F1, with half of the fleet from commit {PREVIOUS}, which stands for release N-1: {f01.EXPECTED}",
+    run,
+    limit=timedelta(minutes=40),
+)
