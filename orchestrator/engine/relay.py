@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from orchestrator import clock
 from orchestrator.engine import protocol
 from orchestrator.engine.protocol import Frame, Wanted
-from orchestrator.exceptions import OrchError, StoreUnavailable
+from orchestrator.exceptions import OrchError, StoreFull, StoreUnavailable
 from orchestrator.models import LogLine, NewRun, TaskRun, as_json
 from orchestrator.states import State, StateType
 from orchestrator.store.answers import Acquire, Acquired, ClaimRequest, Claims, End, Lapsed, Start, Turn
@@ -68,12 +68,19 @@ class _Log:
         self.lines.append(line)
 
     def take(self) -> list[LogLine]:
+        if not self.lines:
+            return []
         taken = [self.lines.popleft() for _ in range(min(len(self.lines), _LINES_A_CALL))]
         self._told, self.dropped = self.dropped, 0
         if self._told:
-            told = f"{self._told} log lines before this one were dropped: Redis could not be reached."
+            told = f"{self._told} log lines before this one were dropped: Redis could not be reached, or was full."
             taken.insert(0, LogLine(taken[0].at, logging.WARNING, "orchestrator", told, taken[0].attempt))
         return taken
+
+    def give_up(self, taken: Sequence[LogLine]) -> None:
+        """These were taken, and there is no room for them: they are counted instead."""
+        self.dropped += self._told + len(taken) - bool(self._told)
+        self._told = 0
 
     def put_back(self, taken: Sequence[LogLine], limit: int) -> None:
         self.dropped += self._told
@@ -145,6 +152,7 @@ class Relay:
         self._log_lines = log_lines
         self._runs: dict[str, _Tracked] = {}
         self._logs: dict[str, _Log] = {}
+        self._is_full = False
         self._questions: deque[_Question] = deque()
         self._calls: dict[tuple[str, int], _Call] = {}
         self._granted: dict[tuple[str, int], _Call] = {}
@@ -434,8 +442,11 @@ class Relay:
             for run, lines in turn.logs.items():
                 self._logs[run].put_back(lines, self._log_lines)
             raise
+        self._note_room(turn, is_full=any(isinstance(refusal, StoreFull) for refusal in turned.refused))
         self._note_written(turn)
         for refusal in turned.refused:
+            if isinstance(refusal, StoreFull):
+                continue
             log.error("The store refused a part of what runs have to say: %s", refusal)
         if isinstance(turned.claims, Exception):
             log.error("The store refused a claim: %s", turned.claims)
@@ -460,8 +471,19 @@ class Relay:
         kept = self._logs.get(tracked.id)
         return len(tracked.changed) <= _ROWS_A_CALL and (kept is None or len(kept.lines) <= _LINES_A_CALL)
 
+    def _note_room(self, turn: Turn, *, is_full: bool) -> None:
+        """On a full server everything that runs report is written but their logs, which would fill it further."""
+        if is_full:
+            if not self._is_full:
+                log.warning("Redis is full: what runs log is dropped and counted until there is room")
+            for run, lines in turn.logs.items():
+                self._logs[run].give_up(lines)
+        elif turn.logs and self._is_full:
+            log.warning("Redis has room for logs again")
+        self._is_full = is_full or (self._is_full and not turn.logs)
+
     def _note_written(self, turn: Turn) -> None:
-        self._logs = {run: kept for run, kept in self._logs.items() if kept.lines}
+        self._logs = {run: kept for run, kept in self._logs.items() if kept.lines or (kept.dropped and run in self._runs)}
         for tracked in self._runs.values():
             tracked.starts.clear()
         for run, _, tasks in turn.tasks:

@@ -32,6 +32,7 @@ from orchestrator.store.answers import (
     Turned,
 )
 from orchestrator.store.client import Redis, is_of_another_type
+from orchestrator.store.connection import explain
 from orchestrator.store.failover import Submitted
 from orchestrator.store.records import Unreadable, moment_of, pack, pack_line, pack_task, read_line, read_run, read_task, unpack
 from orchestrator.store.room import Room
@@ -251,7 +252,7 @@ class Runs:
         if turn.claim is not None and not isinstance(claims, Exception):
             claims = self._read_claims(turn.claim.pool, claims)
         return Turned(
-            refused=[answer for answer in answers if isinstance(answer, Exception)],
+            refused=[explain(answer, self._client.address) or answer for answer in answers if isinstance(answer, Exception)],
             ends=ends if isinstance(ends, Exception) else [_text(answer[0]) for answer in ends],
             claims=claims,
         )

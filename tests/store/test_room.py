@@ -12,9 +12,12 @@ from orch_scheduler import planner
 from orchestrator import clock
 from orchestrator.clock import FrozenClock
 from orchestrator.exceptions import StoreFull
-from orchestrator.models import Deployment, NewRun, Schedule
+from orchestrator.keys import new_id
+from orchestrator.models import Deployment, LogLine, NewRun, Schedule, TaskRun
 from orchestrator.settings import Settings
+from orchestrator.states import Completed
 from orchestrator.store import Store, open_store
+from orchestrator.store.answers import End, Turn
 
 
 @pytest.fixture
@@ -61,6 +64,34 @@ def test_the_server_is_asked_once_a_second_and_room_is_seen_then(full: Store, ti
         full.runs.room.demand()
     time.advance(timedelta(seconds=1))
     assert full.runs.create([NewRun("f", pool="p")])[0].answer == "created"
+
+
+def test_at_maxmemory_a_run_keeps_its_task_runs_and_only_log_lines_are_refused(full: Store) -> None:
+    """Task runs were refused as well, and missing in the run for good."""
+    [run] = full.runs.claim("w", "p", ["default"], 1).claimed
+    full.client.config_set("maxmemory", 1)
+    task = TaskRun(id=new_id(), name="t-0", key="t", index=0, state=Completed())
+    line = LogLine(full.now(), 20, "x", "hello")
+    end = End(run.id, 1, Completed())
+    turned = full.runs.exchange(Turn("w", logs={run.id: [line]}, tasks=[(run.id, 1, [task])], ends=[end]))
+    assert [type(refusal) for refusal in turned.refused] == [StoreFull]
+    assert turned.ends == ["ok"]
+    assert [found.name for found in full.runs.tasks(run.id)] == ["t-0"]
+
+
+def test_at_maxmemory_people_can_mend_the_situation(full: Store) -> None:
+    """A limit could not be lowered, nor a pool paused: the ways to let less come in."""
+    deployment = full.deployments.save(Deployment("d", "f", "f.py:f", pool="p", schedules=[Schedule("s", cron="* * * * *")]))
+    full.pools.create("q")
+    full.client.config_set("maxmemory", 1)
+    full.pools.pause("p")
+    full.pools.set_concurrency_limit("p", 1)
+    assert full.limits.create_global("db", 1)
+    assert full.limits.reset("pool:p") == 0
+    full.deployments.pause_schedule(deployment.id, "s")
+    full.pools.delete("q")
+    full.runs.reconcile_all()
+    assert full.limits.get("pool:p").paused
 
 
 def test_nothing_is_planned_until_there_is_room(full: Store, time: FrozenClock) -> None:

@@ -22,10 +22,10 @@ from orchestrator.store.scripts import load_scripts
 
 SCRIPTS = sorted(load_scripts())
 AFTER_A_FAIL_OVER = {"epoch", "mended", "reassert", "missing"}
-EVERY_RUN = {"renew", "finish", "lapse", "hand_back", "set_state", "pause", "acquire", "release", "wake"}
+EVERY_RUN = {"renew", "finish", "lapse", "hand_back", "set_state", "pause", "acquire", "release", "wake", "record_tasks"}
 EVERY_RUN |= {"heartbeat", "release_due", "redeliver", "expire", "mark_late", "resume", "create_leased", "memory"}
-MENDERS = {"reconcile_gates"}
-ROOM_MAKERS = {"cancel", "delete", "prune", "bury", "drop_letters"}
+ROOM_MAKERS = {"cancel", "delete", "prune", "bury", "drop_letters", "delete_pool", "drain", "leave", "drop_consumers"}
+MENDERS = {"set_gate", "reset_gate", "reschedule", "reconcile", "reconcile_members", "reconcile_gates"}
 
 
 def source(name: str) -> str:

@@ -17,7 +17,7 @@ from orchestrator import clock
 from orchestrator.engine import protocol
 from orchestrator.engine.protocol import Frame
 from orchestrator.engine.relay import Relay
-from orchestrator.exceptions import NotReplicated, ObjectNotFound, StoreUnavailable
+from orchestrator.exceptions import NotReplicated, ObjectNotFound, StoreFull, StoreUnavailable
 from orchestrator.models import LogLine, NewRun, TaskRun
 from orchestrator.states import State, StateType
 from orchestrator.store.answers import Acquire, Acquired, ClaimRequest, Claims, End, Lapsed, Turn, Turned
@@ -38,6 +38,7 @@ class FakeStore:
     claims: list[ClaimRequest] = field(default_factory=list)
     refuses: set[str] = field(default_factory=set)
     has_no_replica: bool = False
+    is_full: bool = False
     variables: dict[str, Any] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     asked: list[Acquire] = field(default_factory=list)
@@ -95,7 +96,7 @@ class FakeStore:
     def exchange(self, turn: Turn) -> Turned:
         self._call()
         self.starts += [(start.run, start.attempt, start.name) for start in turn.starts]
-        for run, lines in turn.logs.items():
+        for run, lines in ({} if self.is_full else turn.logs).items():
             self.lines.setdefault(run, []).extend(lines)
         for run, _, tasks in turn.tasks:
             assert run not in {end.run for end in self.ends}, "nobody may write task runs after the end"
@@ -108,7 +109,8 @@ class FakeStore:
             ends = ValueError("no")
         if self.has_no_replica and turn.ends:
             ends = NotReplicated()
-        return Turned([], ends, Claims([], [], 0, False) if turn.claim else None)
+        refused: list[Exception] = [StoreFull("no room")] if self.is_full and turn.logs else []
+        return Turned(refused, ends, Claims([], [], 0, False) if turn.claim else None)
 
     def finish(self, ends: Sequence[End], *, worker: str) -> list[str]:
         self._call()
@@ -846,8 +848,28 @@ def test_the_oldest_lines_go_first_and_the_log_says_how_many(store: FakeStore) -
     store.is_away = False
     relay.flush(100.0)
     assert [line.message for line in store.lines["r"]] == [
-        "90 log lines before this one were dropped: Redis could not be reached.",
+        "90 log lines before this one were dropped: Redis could not be reached, or was full.",
         *(str(n) for n in range(90, 100)),
+    ]
+
+
+def test_what_a_full_server_takes_no_lines_for_is_counted_and_runs_end_all_the_same(relay: Relay, store: FakeStore) -> None:
+    for run in ("r", "s"):
+        relay.adopt("child", run, 1)
+    store.is_full = True
+    for n in range(30):
+        relay.feed("child", log("r", str(n)), float(n))
+        relay.flush(float(n))
+    relay.feed("child", log("s", "last"), 30.0)
+    relay.feed("child", end("s"), 30.0)
+    relay.flush(30.0)
+    assert [ended.run for ended in store.ends] == ["s"]
+    store.is_full = False
+    relay.feed("child", log("r", "again"), 40.0)
+    relay.flush(40.0)
+    assert [line.message for line in store.lines["r"]] == [
+        "30 log lines before this one were dropped: Redis could not be reached, or was full.",
+        "again",
     ]
 
 

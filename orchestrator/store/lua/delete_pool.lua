@@ -2,6 +2,7 @@
 --
 -- Runs that are due later, or wait for a limit of a tag or a deployment, stay: they need a pool and a queue of that name again.
 --
+-- FLAGS allow-oom
 -- USES core gates runs places
 -- ARGV pool   str  the pool
 --      queue  str  the work queue; '' = the whole pool

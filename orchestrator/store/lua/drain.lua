@@ -1,5 +1,6 @@
 -- Tell a worker to take no new runs, let those that it has end, and stop.
 --
+-- FLAGS allow-oom
 -- USES core
 -- ARGV worker   str  who
 --      alive_ms int  silent so long means gone

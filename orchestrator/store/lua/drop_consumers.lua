@@ -1,6 +1,7 @@
 -- Remove from streams the consumers of workers that are silent or unknown. A worker that comes back has its consumer again with
 -- its next read; one that still holds messages stays until they are redelivered.
 --
+-- FLAGS allow-oom
 -- USES core
 -- ARGV streams  packed  stream names below the prefix
 --      alive_ms int     silent so long means gone

@@ -1,5 +1,6 @@
 -- A worker or a scheduler is gone, for good. A consumer that still holds messages stays until they are redelivered.
 --
+-- FLAGS allow-oom
 -- USES core
 -- ARGV kind    str     workers or schedulers
 --      name    str     who

@@ -1,5 +1,6 @@
 -- Mend what a lost write or a restored backup broke, for some runs. The run's hash is the truth.
 --
+-- FLAGS allow-oom
 -- USES core gates runs places calls wake
 -- ARGV runs packed  run ids
 -- RETURN a list of {what was mended, run}

@@ -1,6 +1,7 @@
 -- Remove what stands for nothing: slots that nobody holds, waiters that do not wait, entries that are nobody's message, plans of
 -- schedules that are gone, and what belonged to runs that are gone.
 --
+-- FLAGS allow-oom
 -- USES core gates runs places calls
 -- ARGV members packed  a list of {key below the prefix, member}: of a sorted set a member, of a stream an entry's id, of a key that
 --                      lives as long as a run, ''

@@ -3,6 +3,7 @@
 -- Also after that attempt's end, until there is another: where a restarted server has forgotten some scripts and not others,
 -- an end can overtake the task runs that were sent before it.
 --
+-- FLAGS allow-oom
 -- USES core gates runs places
 -- ARGV run     str     the flow run
 --      attempt int     the caller's attempt

@@ -1,5 +1,6 @@
 -- Put a schedule in place, pause, resume, change or remove it: a new generation, its not-yet-due runs deleted, the mark at now.
 --
+-- FLAGS allow-oom
 -- USES core gates runs places
 -- ARGV deployment str  the deployment's id
 --      slug       str  the schedule

@@ -1,5 +1,6 @@
 -- Free what nobody alive holds of a gate: slots of runs and calls that are gone; of a rate limit, all of them.
 --
+-- FLAGS allow-oom
 -- USES core gates runs places calls wake
 -- ARGV gate str  the gate
 -- RETURN how many slots

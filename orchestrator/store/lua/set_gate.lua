@@ -2,6 +2,7 @@
 --
 -- Runs that are executing behind a gate without a limit hold no slot there; when it gets one, they are counted first.
 --
+-- FLAGS allow-oom
 -- USES core gates runs places calls wake
 -- ARGV gate     str  the gate; 'global:' and a name for a global limit
 --      id       str  for a global limit: its id, if there is none of that name yet
