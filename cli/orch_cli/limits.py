@@ -113,9 +113,13 @@ def add_verbs(group: Noun, kind: Kind) -> None:
     @shows(inspected)
     def inspect(out: Printer[Held[Gate]], name: str) -> None:
         """Show who holds the slots of a limit, since when, and who waits for one, in order."""
+        from orchestrator.store.explain import wider
+
         with open_store() as store:
             gate = kind.found(store, name)
             out.one(held(store, gate, gate))
+            if out.is_for_people and gate.waiting and gate.active:
+                output.say_hint(f"Let more through with: {wider(store, gate)}")
 
     @group.command("disable", examples=examples("disable"))
     @kind.name_argument()

@@ -106,7 +106,7 @@ def _of_code(store: Store, run: Run, waiting: Sequence[Call]) -> Explanation:
         "waiting_for_slot",
         f"{what} since {_at(first.since)} for {slots} of {_title(store, gate)}: {_taken(store, gate)}; "
         f"{_before(gate, places)}{others}.",
-        _look_at(store, gate),
+        _help(store, gate),
     )
 
 
@@ -157,10 +157,12 @@ def _of_parked(store: Store, run: Run) -> Explanation:
             "paused", f"{_capital(_title(store, gate))} is paused.", f"Resume it with: orch {noun} resume {name}"
         )
     places = [place for place, waiter in enumerate(gate.waiters) if (waiter.run, waiter.call) == (run.id, 0)]
+    is_at_limit = gate.active and gate.limit is not None and not gate.defect
     return Explanation(
         "limit",
-        f"{_capital(_title(store, gate))} is at its limit: {_taken(store, gate)}; {_before(gate, places)}.",
-        _look_at(store, gate),
+        f"{_capital(_title(store, gate))}{' is at its limit' if is_at_limit else ''}: {_taken(store, gate)}; "
+        f"{_before(gate, places)}.",
+        _help(store, gate),
     )
 
 
@@ -182,6 +184,8 @@ def _taken(store: Store, gate: Gate) -> str:
     """``5/5 held by 'a', 'b', 'c' and 2 more, the longest since ...``; of a rate limit, when its next slot comes back."""
     if gate.defect:
         return f"what it is set to cannot be read ({gate.defect}), and until it is set anew it lets nobody through"
+    if not gate.active or gate.limit is None:
+        return "it holds nobody back any more, and those who wait go on one after another"
     if gate.limit == 0:
         return "it lets nobody through"
     if gate.decay:
@@ -236,9 +240,30 @@ def _command(store: Store, gate: Gate) -> tuple[str, str]:
     return "concurrency-limit", quote(name)
 
 
-def _look_at(store: Store, gate: Gate) -> str:
+def _help(store: Store, gate: Gate) -> str | None:
+    """How to see who has a limit, and how to let more through; nothing for one that has room."""
+    if gate.defect:
+        return f"Set it anew with: {wider(store, gate)}"
+    if not gate.active or gate.limit is None:
+        return None
     noun, name = _command(store, gate)
-    return f"See who has it with: orch {noun} inspect {name}"
+    return f"See who has it with: orch {noun} inspect {name}. Let more through with: {wider(store, gate)}"
+
+
+def wider(store: Store, gate: Gate) -> str:
+    """The command that lets more through a limit."""
+    noun, name = _command(store, gate)
+    match noun:
+        case "gcl":
+            return f"orch gcl update {name} {'--slot-decay-per-second D' if gate.decay and gate.limit else '--limit N'}"
+        case "deployment":
+            return "orch deploy, with another concurrency_limit in orch.yaml"
+        case "work-queue":
+            queue, pool = name.split(" --pool ")
+            return f"orch work-queue set-concurrency-limit {queue} N --pool {pool}"
+        case "work-pool":
+            return f"orch work-pool set-concurrency-limit {name} N"
+    return f"orch concurrency-limit update {name} N"
 
 
 def _slug(store: Store, short: str) -> str:

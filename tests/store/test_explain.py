@@ -171,7 +171,10 @@ def test_a_limit_names_who_holds_it_since_when_and_how_many_wait_before(floor: F
     floor.claim()
     found = explained(floor, run)
     assert found.sentence == f"Tag 'db' is at its limit: 1/1 held by 'brave-otter' since {since}; 1 waits before it."
-    assert found.hint == "See who has it with: orch concurrency-limit inspect db"
+    assert (
+        found.hint
+        == "See who has it with: orch concurrency-limit inspect db. Let more through with: orch concurrency-limit update db N"
+    )
 
 
 def test_of_many_holders_three_are_named_and_the_others_counted(floor: Floor) -> None:
@@ -197,24 +200,27 @@ def test_a_limit_of_nothing_lets_nobody_through(floor: Floor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gate", "says", "helps"),
+    ("gate", "says", "shows", "helps"),
     [
-        ("pool:p", "Work pool 'p' is at its limit: 1/1 held by", "orch work-pool inspect p"),
+        ("pool:p", "Work pool 'p' is at its limit: 1/1 held by", "work-pool inspect p", "work-pool set-concurrency-limit p N"),
         (
             "queue:p:default",
             "Work queue 'default' of 'p' is at its limit: 1/1 held by",
-            "orch work-queue inspect default --pool p",
+            "work-queue inspect default --pool p",
+            "work-queue set-concurrency-limit default N --pool p",
         ),
     ],
 )
-def test_the_limit_of_a_pool_or_queue_names_the_command_that_shows_it(floor: Floor, gate: str, says: str, helps: str) -> None:
+def test_the_limit_of_a_pool_or_queue_names_the_commands_that_show_and_raise_it(
+    floor: Floor, gate: str, says: str, shows: str, helps: str
+) -> None:
     floor.store.limits.set(gate, 1)
     floor.pending()
     run = floor.submit()
     floor.claim()
     found = explained(floor, run)
     assert (found.reason, found.sentence.startswith(says)) == ("limit", True), found
-    assert found.hint == f"See who has it with: {helps}"
+    assert found.hint == f"See who has it with: orch {shows}. Let more through with: orch {helps}"
 
 
 def test_the_limit_of_a_deployment_is_named_by_its_slug(floor: Floor) -> None:
@@ -224,7 +230,10 @@ def test_the_limit_of_a_deployment_is_named_by_its_slug(floor: Floor) -> None:
     floor.claim()
     found = explained(floor, run)
     assert found.sentence.startswith("Deployment 'f/d' is at its limit: 1/1 held by")
-    assert found.hint == "See who has it with: orch deployment inspect f/d"
+    assert found.hint == (
+        "See who has it with: orch deployment inspect f/d. "
+        "Let more through with: orch deploy, with another concurrency_limit in orch.yaml"
+    )
 
 
 def test_code_that_waits_for_a_global_limit_says_for_which_and_who_holds_it(floor: Floor) -> None:
@@ -239,7 +248,8 @@ def test_code_that_waits_for_a_global_limit_says_for_which_and_who_holds_it(floo
     assert ask(floor, run, 1, "db") == "waiting"
     waits = at(floor)
     found = explained(floor, run)
-    assert (found.reason, found.hint) == ("waiting_for_slot", "See who has it with: orch gcl inspect db")
+    hint = "See who has it with: orch gcl inspect db. Let more through with: orch gcl update db --limit N"
+    assert (found.reason, found.hint) == ("waiting_for_slot", hint)
     assert found.sentence == (
         f"Its code waits since {waits} for a slot of global limit 'db': 1/1 held by 'brave-otter' since {held}; "
         "1 waits before it."
@@ -256,7 +266,7 @@ def test_code_that_waits_for_several_slots_and_in_several_calls_says_so(floor: F
     found = explained(floor, run)
     assert "for 3 slots of global limit 'a b': 1/3 held by 'other'" in found.sentence
     assert found.sentence.endswith("nobody waits before it; 1 other call of it waits too.")
-    assert found.hint == "See who has it with: orch gcl inspect 'a b'"
+    assert found.hint == "See who has it with: orch gcl inspect 'a b'. Let more through with: orch gcl update 'a b' --limit N"
 
 
 def test_a_task_run_that_waits_for_its_tag_is_told_from_code(floor: Floor) -> None:
@@ -268,7 +278,10 @@ def test_a_task_run_that_waits_for_its_tag_is_told_from_code(floor: Floor) -> No
     assert found.sentence.startswith(
         f"A task run of it waits since {at(floor)} for a slot of tag 'db': 1/1 held by 'brave-otter'"
     )
-    assert found.hint == "See who has it with: orch concurrency-limit inspect db"
+    assert (
+        found.hint
+        == "See who has it with: orch concurrency-limit inspect db. Let more through with: orch concurrency-limit update db N"
+    )
 
 
 def test_code_that_waits_for_a_rate_limit_says_when_the_next_slot_comes_back(floor: Floor) -> None:
@@ -281,6 +294,32 @@ def test_code_that_waits_for_a_rate_limit_says_when_the_next_slot_comes_back(flo
         f"Its code waits since {at(floor)} for a slot of rate limit 'api': 1/1 used, and the next slot comes back {back}; "
         "nobody waits before it."
     )
+    hint = "See who has it with: orch gcl inspect api. Let more through with: orch gcl update api --slot-decay-per-second D"
+    assert explained(floor, run).hint == hint
+
+
+def test_the_last_to_wait_at_a_limit_that_was_disabled_is_not_told_that_it_is_full(floor: Floor) -> None:
+    """A hundred go on at once; the others were said to wait at a limit of which nobody held a slot."""
+    floor.store.limits.set("tag:t", 0)
+    run = [floor.submit(tags=("t",)) for _ in range(101)][-1]
+    while floor.store.limits.get("tag:t").waiting < 101:
+        floor.claim()
+    floor.store.limits.disable("tag:t")
+    found = explained(floor, run)
+    assert (found.reason, found.hint) == ("limit", None)
+    assert found.sentence == (
+        "Tag 't': it holds nobody back any more, and those who wait go on one after another; nobody waits before it."
+    )
+
+
+def test_a_limit_that_cannot_be_read_names_the_command_that_sets_it_anew(floor: Floor) -> None:
+    floor.store.client.hset(floor.store.keys.limits, "tag:t", "?")
+    run = floor.submit(tags=("t",))
+    floor.claim()
+    found = explained(floor, run)
+    assert "cannot be read (it is no JSON object)" in found.sentence
+    assert found.hint == "Set it anew with: orch concurrency-limit update t N"
+    floor.store.limits.set("tag:t", None)
 
 
 def test_a_run_that_crashed_again_waits_before_it_is_started_again(floor: Floor) -> None:

@@ -78,7 +78,10 @@ def test_a_limit_shows_who_holds_it_and_who_waits_in_order(orch: Orch, store: St
     [reserved] = orch(TAGS, "inspect", "db", "-o", "json").json["holders"]
     assert (reserved["name"], reserved["reserved"]) == ("second", True)
     hint = orch("flow-run", "explain", "third", "-o", "json").json["hint"]
-    assert hint == "See who has it with: orch concurrency-limit inspect db"
+    assert (
+        hint
+        == "See who has it with: orch concurrency-limit inspect db. Let more through with: orch concurrency-limit update db N"
+    )
     orch(TAGS, "disable", "db")
     assert orch(TAGS, "inspect", "db", "-o", "json").json["waiting"] == 0
 
@@ -208,10 +211,12 @@ def test_code_that_holds_and_waits_is_shown_with_its_slots(orch: Orch, store: St
     assert "code, 3 slots" in sheet
     assert "1 waiter" in orch(GCL, "delete", "db").err
     explained = orch("flow-run", "explain", "waiter", "-o", "json").json
-    assert (explained["reason"], explained["hint"]) == ("waiting_for_slot", "See who has it with: orch gcl inspect db")
+    hint = "See who has it with: orch gcl inspect db. Let more through with: orch gcl update db --limit N"
+    assert (explained["reason"], explained["hint"]) == ("waiting_for_slot", hint)
     said = orch("flow-run", "inspect", "waiter").err
     assert "for 3 slots of global limit 'db': 2/3 held by 'holder' since" in said
-    assert "hint: See who has it with: orch gcl inspect db" in said
+    assert f"hint: {hint}" in said
+    assert "hint: Let more through with: orch gcl update db --limit N" in orch("gcl", "inspect", "db").err
     for run in (holder, waiter):
         finish(store, run, Completed())
 
@@ -256,11 +261,17 @@ def test_pools_queues_and_deployments_show_who_holds_their_slots_and_who_waits(o
     store.pools.create("etl")
     deployment = store.deployments.save(Deployment("nightly", "load", "load.py:load", pool="etl"))
     gates = {
-        f"deployment:{shorten(deployment.id)}": ("deployment", "inspect", "load/nightly"),
-        "queue:etl:default": ("work-queue", "inspect", "default", "--pool", "etl"),
-        "pool:etl": ("work-pool", "inspect", "etl"),
+        f"deployment:{shorten(deployment.id)}": (
+            ("deployment", "inspect", "load/nightly"),
+            "deploy, with another concurrency_limit in orch.yaml",
+        ),
+        "queue:etl:default": (
+            ("work-queue", "inspect", "default", "--pool", "etl"),
+            "work-queue set-concurrency-limit default N --pool etl",
+        ),
+        "pool:etl": (("work-pool", "inspect", "etl"), "work-pool set-concurrency-limit etl N"),
     }
-    for gate, words in gates.items():
+    for gate, (words, helps) in gates.items():
         store.limits.set(gate, 1)
         [first] = start(store, "first", deployment=deployment.id)
         [waiting] = store.runs.create([NewRun(flow="load", pool="etl", name="second", deployment=deployment.id)])
@@ -270,7 +281,7 @@ def test_pools_queues_and_deployments_show_who_holds_their_slots_and_who_waits(o
         assert [one["name"] for one in shown["waiters"]] == ["second"], gate
         assert "Holders" in orch(*words).out
         assert orch("flow-run", "explain", waiting.id, "-o", "json").json["hint"] == (
-            f"See who has it with: orch {' '.join(words)}"
+            f"See who has it with: orch {' '.join(words)}. Let more through with: orch {helps}"
         )
         store.runs.cancel(waiting.id)
         finish(store, first, Completed())
