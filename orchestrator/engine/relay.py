@@ -22,6 +22,7 @@ from orchestrator.exceptions import OrchError, StoreFull, StoreUnavailable
 from orchestrator.models import LogLine, NewRun, TaskRun, as_json
 from orchestrator.states import State, StateType
 from orchestrator.store.answers import Acquire, Acquired, ClaimRequest, Claims, End, Lapsed, Start, Turn
+from orchestrator.store.failover import Asserted, Held
 
 if TYPE_CHECKING:
     from orchestrator.store import Store
@@ -99,7 +100,8 @@ class _Tracked:
     attempt: int = 0
     started: bool = False
     begun: bool = False
-    opening: NewRun | None = None
+    opening: NewRun | None = None  # to be created
+    opened: NewRun | None = None  # as it was created
     starts: list[State] = field(default_factory=list)
     changed: dict[str, TaskRun] = field(default_factory=dict)
     open_tasks: dict[str, TaskRun] = field(default_factory=dict)
@@ -132,8 +134,9 @@ class _Call:
 class Relay:
     """Frames of many children on one side, one store on the other. Not thread-safe: one loop drives it.
 
-    ``worker`` is the name that holds the leases of the runs that children open. ``confirm`` hears of ends and of what the store
-    has answered to them, and may answer better; it may raise StoreUnavailable, then they are told again.
+    ``worker`` is the name that holds the leases of the runs that children open. ``prepare`` is called before anything is
+    written, at first and whenever the server may be another one than before. ``confirm`` hears of ends and of what the store
+    has answered to them, and may answer better. When one of the two raises StoreUnavailable, all is told again.
     """
 
     def __init__(
@@ -143,9 +146,12 @@ class Relay:
         *,
         interval: float = INTERVAL,
         log_lines: int = LOG_LINES,
+        prepare: Callable[[], None] | None = None,
         confirm: Callable[[Sequence[End], Sequence[str]], Sequence[str]] | None = None,
     ) -> None:
         self._store = store
+        self._prepare = prepare
+        self._is_server_doubtful = True
         self._confirm = confirm
         self._worker = worker
         self._interval = interval
@@ -197,14 +203,6 @@ class Relay:
             if tracked.opening is None and (child is None or tracked.child == child)
         ]
 
-    def held(self) -> list[tuple[str, int, bool]]:
-        """(run, attempt, whether the store has heard that its body started) of all runs whose lease someone must keep."""
-        return [
-            (tracked.id, tracked.attempt, tracked.begun and not tracked.starts)
-            for tracked in self._runs.values()
-            if tracked.opening is None
-        ]
-
     def child_of(self, run: str) -> Child | None:
         """Who executes this run; None if nobody here does (any more)."""
         tracked = self._runs.get(run)
@@ -243,11 +241,36 @@ class Relay:
             self._to_ask[key] = None
             self._due(now)
 
-    def hold_again(self, now: float) -> None:
-        """The server may have forgotten slots that runs hold: take them again, unless others have them by now."""
+    def doubt_server(self) -> None:
+        """Its connection was lost, and another server may answer the next time."""
+        self._is_server_doubtful = True
+
+    def reassert(self, now: float) -> list[tuple[Held, Asserted]]:
+        """Hold the runs that are executed here against another server, which may have forgotten them and their slots.
+
+        Runs that children opened are created anew where they are missing, unless it is for want of their parent's claim: nobody
+        else could. Slots are taken again with the next ``flush``, unless others have them by now. Raises StoreUnavailable.
+        """
+        claimed = [tracked for tracked in self._runs.values() if tracked.opening is None and tracked.opened is None]
+        answers = self._assert_held(claimed)
+        gone = {held.run for held, asserted in answers if asserted.answer in ("missing", "twice", "full")}
+        opened = [tracked for tracked in self._runs.values() if tracked.opened is not None]
+        for tracked in opened:  # parents come first
+            assert tracked.opened is not None
+            if tracked.opened.parent in gone:
+                gone.add(tracked.id)
+            else:
+                self._store.runs.create_leased(tracked.opened, self._worker, again=True)
+        answers += self._assert_held(opened)
         self._to_hold = list(self._granted)
         if self._to_hold:
             self._due(now)
+        return answers
+
+    def _assert_held(self, runs: Sequence[_Tracked]) -> list[tuple[Held, Asserted]]:
+        held = [Held(tracked.id, tracked.attempt, tracked.begun and not tracked.starts) for tracked in runs]
+        _, answers = self._store.failover.reassert(self._worker, (), held)
+        return list(zip(held, answers, strict=True))
 
     def feed(self, child: Child, frame: Frame, now: float) -> None:
         """Take one frame. Frames that make no sense, or speak for another's run, are ignored with a warning."""
@@ -281,7 +304,7 @@ class Relay:
                 self._due(now)
 
     def flush(self, now: float, claim: Callable[[list[str]], ClaimRequest | None] | None = None) -> list[Reply]:
-        """Write what there is, in order, and return what the children are to be told. Never raises.
+        """Write what there is, in order, and return what the children are to be told.
 
         ``claim`` is asked with the runs whose ends are about to be written, and may have the same round trip claim others:
         ``claims`` then holds what came of it.
@@ -289,10 +312,15 @@ class Relay:
         Beside the answers to questions these are ``trouble``, when Redis goes away and when it is back, and ``ended`` with
         what the store said: ok, again, superseded; for runs reported dead requeued, crashed, cancelled or superseded; refused
         when the store could not take it at all.
+
+        Raises only what ``prepare`` and ``confirm`` do, StoreUnavailable apart.
         """
         self._deadline = None
         self._claim, self.claims = claim, None
         try:
+            if self._is_server_doubtful and self._prepare is not None:
+                self._prepare()
+            self._is_server_doubtful = False
             self._open()
             self._exchange(now)
             self._bury()
@@ -304,6 +332,7 @@ class Relay:
             if self._retry_after is None:
                 log.warning("Redis cannot be reached; states and logs are kept until it is back: %s", problem)
                 self._replies += [Reply(child, [protocol.TROUBLE, str(problem)]) for child in self._children()]
+            self._is_server_doubtful = True
             self._retry_after = now + self._wait
             self._wait = min(2 * self._wait, _LAST_RETRY)
             self._due(self._retry_after)
@@ -400,7 +429,7 @@ class Relay:
                 continue
             try:
                 tracked.attempt = self._store.runs.create_leased(tracked.opening, self._worker).attempt
-                tracked.opening = None
+                tracked.opened, tracked.opening = tracked.opening, None
             except StoreUnavailable:
                 raise
             except Exception as problem:

@@ -13,6 +13,7 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -24,6 +25,7 @@ from orchestrator.engine.relay import Relay
 from orchestrator.engine.waiting import Waiter
 from orchestrator.exceptions import DataGone, OrchError, StoreUnavailable
 from orchestrator.store import Store, open_store
+from orchestrator.store.answers import End
 from orchestrator.store.pools import Control
 
 _RECEIVE_BYTES = 256 * 1024
@@ -48,6 +50,7 @@ class Sidecar:
         self._control: Waiter[list[Control]] | None = None
         self._control_after = "0"
         self._cancelled: set[str] = set()
+        self._epoch = ""
         self._wake_reader, self._wake_writer = os.pipe()
         self._has_told = False
         self._is_alone_since: float | None = None
@@ -84,7 +87,7 @@ class Sidecar:
             self._give_up(problem)
         if self._has_told:
             self._send([protocol.TROUBLE, ""])
-        self._relay = Relay(self._store, self._name)
+        self._relay = Relay(self._store, self._name, prepare=self._look_at_epoch, confirm=self._confirm)
         self._control = Waiter("orch-wait-control", partial(self._wait_for_control, self._store), self._wake)
         for arrived, frame in self._early:
             self._relay.feed(_CHILD, frame, arrived)
@@ -101,7 +104,11 @@ class Sidecar:
     def _work(self, relay: Relay, now: float) -> None:
         self._take_control(relay, now)
         if relay.deadline is not None and now >= relay.deadline:
-            for reply in relay.flush(now):
+            try:
+                replies = relay.flush(now)
+            except DataGone as problem:
+                self._give_up(problem)
+            for reply in replies:
                 self._send(reply.frame)
             if relay.is_cut_off and self._store is not None:
                 self._store.revive()
@@ -118,15 +125,34 @@ class Sidecar:
                 self._cancel(control.run, "It was cancelled on request.")
             elif control.what == "granted":
                 relay.granted(control.run, control.call, now)
-        if not isinstance(result, Exception) and self._is_alone_since is None:
+        if isinstance(result, Exception):
+            relay.doubt_server()
+        elif self._is_alone_since is None:
             self._control.arm()
+
+    def _look_at_epoch(self) -> None:
+        """If it is another server than before, first see to what it may have forgotten. Raises DataGone, StoreUnavailable."""
+        assert self._store is not None
+        assert self._relay is not None
+        epoch = self._store.failover.check().id
+        if self._epoch not in ("", epoch):
+            self._relay.reassert(clock.monotonic())
+        self._epoch = epoch
+
+    def _confirm(self, ends: Sequence[End], answers: Sequence[str]) -> Sequence[str]:
+        """An end that is superseded because the run was lost in a fail-over is told again."""
+        assert self._store is not None
+        known = self._epoch
+        if "superseded" in answers:
+            self._look_at_epoch()
+        return answers if self._epoch == known else self._store.runs.finish(ends, worker=self._name)
 
     def _renew(self, relay: Relay, now: float) -> None:
         assert self._store is not None
         self._next_renewal = now + self._store.settings.renew / timedelta(seconds=1)
         leases = relay.leases()
         try:
-            self._store.failover.check()
+            self._look_at_epoch()
             answers = self._store.runs.renew(leases, worker=self._name)
         except DataGone as problem:
             self._give_up(problem)

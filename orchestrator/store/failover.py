@@ -72,7 +72,8 @@ class Report:
     """What is known of the last change of epoch. Of the ids at most 1,000 a kind are kept; the counts count all.
 
     ``mended`` None: nobody has mended the namespace yet. ``lost``: runs of which no record is left. ``twice``: runs that two
-    workers started, of which one attempt counts. ``restored``: runs whose accepted end, or claim, was lost and recorded anew.
+    workers started, of which one attempt counts. ``restored``: runs whose accepted end, claim or creation was lost and recorded
+    anew.
     """
 
     epoch: Epoch

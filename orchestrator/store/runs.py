@@ -131,10 +131,11 @@ class Runs:
                 fields += [name, value]
         return fields
 
-    def create_leased(self, run: NewRun, worker: str) -> ClaimedRun:
+    def create_leased(self, run: NewRun, worker: str, *, again: bool = False) -> ClaimedRun:
         """Create a run that ``worker`` is executing already: born Running under attempt 1, its lease begun.
 
-        For flows called in a plain process and for subflows. Idempotent by id.
+        For flows called in a plain process and for subflows. Idempotent by id. ``again``: it was created before, and is
+        reported as restored if it is not there.
         """
         run.id = run.id or keys.new_id()
         _, attempt = self._scripts.call(
@@ -144,6 +145,7 @@ class Runs:
             tags=_tags(run.tags),
             worker=worker,
             lease_ms=self._lease_ms,
+            again=int(again),
         )
         return ClaimedRun(
             id=run.id,

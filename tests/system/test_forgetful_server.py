@@ -1,10 +1,11 @@
-"""A server that comes back without its last writes, and real workers and schedulers that remember better."""
+"""A server that comes back without its last writes, and real workers, schedulers and flows that remember better."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness import DURABLE, RedisServer, eventually, python
+from orchestrator.models import Run, RunFilter
 from orchestrator.settings import Settings
 from orchestrator.store import Store, open_store
 from orchestrator.store.invariants import check
@@ -34,6 +36,25 @@ def waits(folder: str, line: str) -> str:
     adds_a_line.fn(folder, f"{line} {os.getpid()}")
     with open(f"{folder}/gate {line}") as gate:
         return gate.readline().strip()
+"""
+
+HOLDING = """
+import sys
+from orchestrator import flow
+from orchestrator.concurrency.sync import concurrency
+
+@flow
+def child():
+    with concurrency("db"):
+        print("ready", flush=True)
+        for line in sys.stdin:
+            print(line, end="", flush=True)
+
+@flow
+def holding():
+    child()
+
+holding()
 """
 
 
@@ -118,6 +139,53 @@ def test_a_worker_puts_right_what_the_server_forgot(
         assert (report.lost, report.twice) == ((lost,), ())
         assert set(report.restored) == {ends, goes_on}
         assert eventually(lambda: check(store) == [])
+
+
+def test_a_plain_process_puts_its_runs_and_their_slots_back(
+    server: RedisServer, store: Store, settings: Settings, tmp_path: Path
+) -> None:
+    """Nobody knew of the runs any more: others were given the slots, and the ends were refused."""
+    store.failover.check()
+    store.limits.create_global("db", 1)
+    shutil.copytree(data_of(server), tmp_path / "earlier")
+    (tmp_path / "holding.py").write_text(HOLDING)
+    process = python(str(tmp_path / "holding.py"), env=environment_of(settings), stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+
+    def runs() -> list[Run]:
+        found = [store.runs.get(run.id) for run in store.queries.runs(RunFilter()).runs]
+        return sorted(found, key=lambda run: run.flow)
+
+    def holders() -> list[str]:
+        gate = store.limits.get_global("db")
+        assert gate is not None
+        return gate.holders
+
+    try:
+        assert process.stdout.readline() == "ready\n"
+        child, holding = runs()
+        assert holders() == [child.id]
+        forget(server, tmp_path / "earlier")
+        eventually(holders, what="the slot")
+        assert holders() == [child.id]
+        assert [(run.id, run.place, run.attempt) for run in runs()] == [(run.id, "leased", 1) for run in (child, holding)]
+        process.stdin.write("went on\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "went on\n"
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+        assert [(run.id, run.state.name, run.attempt, run.run_count) for run in runs()] == [
+            (run.id, "Completed", 1, 1) for run in (child, holding)
+        ]
+        assert holders() == []
+        report = store.failover.last()
+        assert report is not None
+        assert (set(report.restored), report.lost, report.twice) == ({child.id, holding.id}, (), ())
+        assert check(store) == []
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_a_worker_and_a_scheduler_end_where_the_data_are_gone(

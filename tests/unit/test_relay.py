@@ -21,6 +21,7 @@ from orchestrator.exceptions import NotReplicated, ObjectNotFound, StoreFull, St
 from orchestrator.models import LogLine, NewRun, TaskRun
 from orchestrator.states import State, StateType
 from orchestrator.store.answers import Acquire, Acquired, ClaimRequest, Claims, End, Lapsed, Turn, Turned
+from orchestrator.store.failover import Asserted, Held
 
 
 @dataclass
@@ -46,6 +47,16 @@ class FakeStore:
     acquired: dict[int, Acquired] = field(default_factory=dict)
     limited: list[str] = field(default_factory=list)
     woken: int = 0
+    asserted: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def failover(self) -> FakeStore:
+        return self
+
+    def reassert(self, worker: str, ends: Sequence[Any], held: Sequence[Held]) -> tuple[list[Asserted], list[Asserted]]:
+        self._call()
+        self.order += [f"held {run} {attempt}" for run, attempt, _ in held]
+        return [], [Asserted(self.asserted.get(run, "ok"), "") for run, _, _ in held]
 
     @property
     def limits(self) -> FakeStore:
@@ -85,12 +96,12 @@ class FakeStore:
         if self.is_away:
             raise StoreUnavailable("away")
 
-    def create_leased(self, run: NewRun, worker: str) -> Any:
+    def create_leased(self, run: NewRun, worker: str, *, again: bool = False) -> Any:
         self._call()
         if run.id in self.refuses:
             raise ValueError("no")
         self.opened.append(run)
-        self.order.append(f"open {run.id}")
+        self.order.append(f"open {run.id}" + " again" * again)
         return SimpleNamespace(attempt=1)
 
     def exchange(self, turn: Turn) -> Turned:
@@ -574,14 +585,66 @@ def test_slots_that_are_held_are_taken_again_from_a_server_that_may_have_forgott
     relay.flush(1.0)
     store.asked.clear()
     store.acquired[4] = WAITING
-    relay.hold_again(2.0)
+    relay.reassert(2.0)
     assert answers(relay.flush(2.0)) == []
     assert sorted(asked.call for asked in store.asked) == [1, 4]
     assert "Run r goes on without slots that a fail-over has lost" in caplog.text
     relay.feed("child", ["end", "r", "COMPLETED", "Completed", "", b"", None], 3.0)
     relay.flush(3.0)
-    relay.hold_again(4.0)
+    relay.reassert(4.0)
     assert relay.is_idle
+
+
+def test_runs_that_children_opened_are_created_anew_on_another_server_unless_their_parent_is_lost(
+    relay: Relay, store: FakeStore
+) -> None:
+    for run in ("kept", "lost"):
+        relay.adopt(run, run, 3)
+        relay.feed(run, ["open", 0, {"flow": "f", "id": f"child of {run}", "parent": run}], 0.0)
+        relay.feed(run, ["open", 0, {"flow": "f", "id": f"grandchild of {run}", "parent": f"child of {run}"}], 0.0)
+    relay.feed("kept", ["open", 0, {"flow": "f", "id": "root"}], 0.0)
+    relay.flush(0.0)
+    relay.feed("kept", ["open", 0, {"flow": "f", "id": "not told yet"}], 1.0)
+    store.order.clear()
+    store.asserted = dict.fromkeys(("lost", "child of lost", "grandchild of lost"), "missing")
+    answers = relay.reassert(1.0)
+    assert store.order == [
+        *("held kept 3", "held lost 3"),
+        *("open child of kept again", "open grandchild of kept again", "open root again"),
+        *(
+            "held child of kept 1",
+            "held grandchild of kept 1",
+            "held child of lost 1",
+            "held grandchild of lost 1",
+            "held root 1",
+        ),
+    ]
+    assert {held.run: asserted.answer for held, asserted in answers if asserted.answer != "ok"} == store.asserted
+
+
+def test_the_server_is_looked_at_before_anything_is_written_and_whenever_it_may_be_another(store: FakeStore) -> None:
+    looks: list[int] = []
+
+    def look() -> None:
+        store._call()
+        looks.append(len(store.ends))
+
+    relay = relay_on(store, prepare=look)
+    for number, prepare in enumerate((None, None, relay.doubt_server)):
+        if prepare is not None:
+            prepare()
+        relay.adopt("child", f"r{number}", 1)
+        relay.feed("child", ["end", f"r{number}", "COMPLETED", "Completed", "", b"", None], number)
+        relay.flush(number)
+    assert looks == [0, 2]
+    relay.adopt("child", "r3", 1)
+    relay.feed("child", ["end", "r3", "COMPLETED", "Completed", "", b"", None], 4.0)
+    store.is_away = True
+    relay.flush(4.0)
+    relay.flush(5.0)
+    store.is_away = False
+    assert [reply.frame for reply in relay.flush(8.0)] == [["ended", "r3", "ok"]]
+    assert looks == [0, 2, 3]
 
 
 def test_calls_for_what_has_no_limit_are_forgotten_at_once(relay: Relay, store: FakeStore) -> None:
@@ -592,7 +655,7 @@ def test_calls_for_what_has_no_limit_are_forgotten_at_once(relay: Relay, store: 
         relay.feed("child", acquire(number), 0.0)
     relay.flush(0.0)
     store.asked.clear()
-    relay.hold_again(1.0)
+    relay.reassert(1.0)
     relay.flush(1.0)
     assert store.asked == []
 

@@ -407,15 +407,13 @@ class Supervisor:
 
     def _reassert(self, epoch: Epoch) -> bool:
         """Hold what is executed here, and then the journal, against a server of another epoch. Whether that could be done."""
-        held = [Held(*run) for run in self._relay.held()]
         asked = clock.monotonic()
-        answers = self._ask(lambda: self._store.failover.reassert(self._name, (), held))
+        answers = self._ask(lambda: self._relay.reassert(asked))
         if answers is None:
             return False
-        stopped = sum(self._take_asserted(run, asserted, asked) for run, asserted in zip(held, answers[1], strict=True))
-        kept = f"{_runs(len(held) - stopped)} of this worker go on" + (f", {stopped} stopped" if stopped else "")
+        stopped = sum(self._take_asserted(run, asserted, asked) for run, asserted in answers)
+        kept = f"{_runs(len(answers) - stopped)} of this worker go on" + (f", {stopped} stopped" if stopped else "")
         self._say(f"Redis is another server than before ({epoch.how}); epoch {epoch.number} begins: {kept}.")
-        self._relay.hold_again(asked)
         entries = self._journal.recent()
         self._journal.move(epoch)
         self._epoch = epoch

@@ -1,6 +1,6 @@
 -- Reports of what a lost write did to runs: an event each, and the run's id in the hash `epoch`, REPORTED of each kind at most.
 --
--- Kinds: lost (no record is left of it), twice (started by two workers), restored (its end or its claim was recorded anew).
+-- Kinds: lost (no record is left of it), twice (started by two workers), restored (its end, its claim or itself was recorded anew).
 
 local REPORTED = 1000
 local reported = {}
