@@ -27,6 +27,9 @@ EXPECTED = (
     "others complete exactly once; submitters and workers are at work within 5 s of it"
 )
 
+LIMIT = timedelta(minutes=75)
+"""Each durability gives in 150,000 runs in a quarter of an hour; to look at each of them and at every invariant takes minutes."""
+
 WITHIN_S = 5.0
 """How long after a fail-over submitters and every worker are at work again."""
 
@@ -208,16 +211,18 @@ def _read_report(world: World, lost: set[str], twice: set[str]) -> None:
 
 def _wait_for_ends(world: World, runs: Iterable[str]) -> list[str]:
     """Until all that are still there have ended."""
-    ids = list(runs)
+    left = all_of_them = list(runs)
 
-    def open_runs() -> int:
-        return sum(not run.is_terminal for run in world.read_runs(ids).values())
+    def have_ended() -> bool:
+        nonlocal left
+        left = [run.id for run in world.read_runs(left).values() if not run.is_terminal]
+        return not left
 
     seconds = 4 * world.lease.total_seconds() + 60
     try:
-        world.wait_until(lambda: not open_runs(), seconds)
+        world.wait_until(have_ended, seconds)
     except TimeoutError:
-        return [f"{open_runs()} of {len(ids)} runs have not ended after {seconds:g} s"]
+        return [f"{len(left)} of {len(all_of_them)} runs have not ended after {seconds:g} s"]
     return []
 
 

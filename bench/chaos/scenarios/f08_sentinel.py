@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import timedelta
 
-from bench.chaos.primaries import EXPECTED, Harm, outcome
+from bench.chaos.primaries import EXPECTED, LIMIT, Harm, outcome
 from bench.chaos.trial import Outcome, Scenario, Trial
 from bench.servers import SentinelServers
 
@@ -34,6 +34,6 @@ SCENARIO = Scenario(
     "Sentinel fails over",
     EXPECTED,
     run,
-    limit=timedelta(minutes=40),
+    limit=LIMIT,
     quick_limit=timedelta(seconds=180),
 )

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from redis.crc import key_slot
 
-from bench.chaos.primaries import EXPECTED, Harm, outcome
+from bench.chaos.primaries import EXPECTED, LIMIT, Harm, outcome
 from bench.chaos.trial import Outcome, Scenario, Trial
 from bench.servers import ClusterServers
 from orchestrator.keys import Keys
@@ -63,6 +63,6 @@ SCENARIO = Scenario(
     "Cluster fails over and moves slots",
     EXPECTED,
     run,
-    limit=timedelta(minutes=40),
+    limit=LIMIT,
     quick_limit=timedelta(seconds=180),
 )
