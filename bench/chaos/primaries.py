@@ -28,7 +28,7 @@ EXPECTED = (
 )
 
 LIMIT = timedelta(minutes=75)
-"""Each durability gives in 150,000 runs in a quarter of an hour; to look at each of them and at every invariant takes minutes."""
+"""Each durability gives in 150,000 runs in a quarter of an hour; to look at each, and at every invariant, takes minutes."""
 
 WITHIN_S = 5.0
 """How long after a fail-over submitters and every worker are at work again."""
