@@ -21,7 +21,8 @@ class NewRun:
 
     ``due`` is None for now. ``parameters`` hold only what msgpack can carry: None, bool, int, float, str, bytes, list, dict.
     ``crash_budget`` is how many starts a run may have when its process dies each time; 1 = never again.
-    ``deployment``, ``parent`` and ``id`` are ids; ``priority`` is high, normal or low.
+    ``deployment``, ``parent`` and ``id`` are ids; ``priority`` is high, normal or low. ``kind`` is flow, or task for a
+    background task run, whose code ``entrypoint`` names; that of a flow run stands in its deployment.
     """
 
     flow: str
@@ -40,6 +41,7 @@ class NewRun:
     parent: str | None = None
     created_by: str = ""
     kind: str = "flow"
+    entrypoint: str | None = None
 
 
 @dataclass(slots=True)
@@ -100,6 +102,7 @@ class Run:
     history: list[HistoryEntry]
     has_result: bool = False
     calls: tuple[Call, ...] = ()
+    entrypoint: str | None = None
 
     @property
     def is_terminal(self) -> bool:

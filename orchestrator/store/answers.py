@@ -48,6 +48,7 @@ class ClaimedRun:
     parent: str | None
     schedule: str | None
     created_by: str = ""
+    entrypoint: str | None = None
 
 
 @dataclass(slots=True)

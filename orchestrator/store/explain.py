@@ -12,6 +12,7 @@ from orchestrator import clock
 from orchestrator.keys import lengthen, shorten
 from orchestrator.models import Call, Gate, Run, Worker, WorkPool
 from orchestrator.store.client import Redis
+from orchestrator.store.records import read_fields
 from orchestrator.store.watch import PATIENCE
 
 if TYPE_CHECKING:
@@ -337,10 +338,10 @@ def _of_order(store: Store, run: Run, pool: WorkPool, polling: list[Worker]) -> 
 def _runs_before(store: Store, run: Run, pool: WorkPool) -> int:
     """How many messages workers read before this run's."""
     client: Redis = store.client
-    stored = client.hget(store.keys.run(shorten(run.id)), "msg")
+    stored = read_fields(client.hget(store.keys.run(shorten(run.id)), "run"))["msg"]
     if not stored:
         return 0
-    message, _, stream = stored.decode().partition(" ")
+    message, _, stream = stored.partition(" ")
     names = store.keys.streams(pool.name, [queue.name for queue in pool.queues])
     own = store.keys.prefix + stream
     earlier = sum(client.xlen(name) for name in names[: names.index(own)]) if own in names else 0

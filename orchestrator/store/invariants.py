@@ -21,7 +21,7 @@ from orchestrator.models import Call
 from orchestrator.states import TRANSITIONS
 from orchestrator.store import streams
 from orchestrator.store.client import Redis, is_of_another_type
-from orchestrator.store.records import defect, read_calls, read_rate, read_setting
+from orchestrator.store.records import Unreadable, read_calls, read_fields, read_rate, read_setting, text_of
 from orchestrator.store.scripts import SHARE
 
 if TYPE_CHECKING:
@@ -30,12 +30,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _BATCH = 200
-_FIELDS = (
-    *("state", "label", "place", "gate", "gates", "msg", "attempt", "pool", "dep", "sched", "flow", "tags", "parent"),
-    *("idem", "expires", "reserved", "worker", "history", "calls"),
-    *("share", "queue", "prio", "due", "ready", "starts", "crashes", "budget", "at", "started", "ended"),
-)
-
 _PERMANENT = tuple(pattern.removesuffix("*") for pattern in PERMANENT if pattern.endswith("*"))
 
 
@@ -51,7 +45,7 @@ class Violation(NamedTuple):
 
 @dataclass(slots=True)
 class _Run:
-    """A run's hash, its fields as text; an absent one is ''."""
+    """A run's fields, as text; an absent one is ''."""
 
     short: str
     fields: dict[str, str]
@@ -412,19 +406,20 @@ def _read_runs(store: Store, shorts: Sequence[str]) -> dict[str, _Run | None]:
     pipeline = _client(store).pipeline(transaction=False)
     unique = list(dict.fromkeys(shorts))
     for short in unique:
-        pipeline.hmget(store.keys.run(short), _FIELDS)
+        pipeline.hmget(store.keys.run(short), "run", "history")
     answers = zip(unique, pipeline.execute(raise_on_error=False), strict=True)
     return {short: None if is_of_another_type(values, store.address) else _to_run(short, values) for short, values in answers}
 
 
 def _to_run(short: str, values: Sequence[bytes | None]) -> _Run | None:
     """A run that can be read. One that cannot counts as none."""
-    stored = dict(zip(_FIELDS, values, strict=True))
-    history, calls = stored.pop("history") or b"", stored.pop("calls") or b""
-    fields = {field: (value or b"").decode(errors="replace") for field, value in stored.items()}
-    if not is_short(short) or defect(fields, calls):
+    packed, history = values
+    try:
+        fields = read_fields(packed)
+    except Unreadable:
         return None
-    return _Run(short, fields, history, read_calls(calls))
+    shown = {name: text_of(value) if isinstance(value, str) else str(value) for name, value in fields.items()}
+    return _Run(short, shown, history or b"", read_calls(fields["calls"])) if is_short(short) else None
 
 
 def _batches(items: Iterable[T]) -> Iterator[list[T]]:

@@ -13,7 +13,7 @@ from orchestrator.keys import Keys, check_name, lengthen, new_id, shorten
 from orchestrator.models import Call, Gate, Slot, Waiter
 from orchestrator.store.answers import Acquire, Acquired
 from orchestrator.store.client import Redis
-from orchestrator.store.records import read_calls, read_rate, read_setting
+from orchestrator.store.records import Unreadable, read_calls, read_fields, read_rate, read_setting
 from orchestrator.store.scripts import Scripts
 
 _TAG_BYTES = 200
@@ -233,15 +233,15 @@ class Limits:
         for run, _ in holders:
             for key in (self._keys.leases, self._keys.reservations):
                 pipeline.zscore(key, run)
-            pipeline.hget(self._keys.run(run.decode()), "calls")
+            pipeline.hget(self._keys.run(run.decode()), "run")
         answers = iter(pipeline.execute())
         found = []
         for (run, number), since in holders.items():
-            lease, reserved, calls = next(answers), next(answers), next(answers)
+            lease, reserved, packed = next(answers), next(answers), next(answers)
             until = reserved if reserved is not None else lease
             expires = clock.from_ms(int(until)) if until is not None else None
             slot = Slot(lengthen(run), clock.from_ms(int(since)), expires, reserved is not None)
-            by_number = {call.number: call for call in read_calls(calls or b"")} if number else {}
+            by_number = {call.number: call for call in _calls(packed)} if number else {}
             found.append(_of_call(slot, number, by_number) if number else slot)
         return found
 
@@ -276,6 +276,13 @@ def _with_rate(gate: Gate, back_at_ms: float | None, now_ms: int) -> Gate:
     used = int(-(-(left - 1e-6) // 1)) if left else 0
     next_ms = back_at_ms - (used - 1) * 1000 / gate.decay
     return replace(gate, used=max(0, used), next_free=clock.from_ms(round(next_ms)) if used > 0 else None)
+
+
+def _calls(packed: bytes | None) -> tuple[Call, ...]:
+    try:
+        return read_calls(read_fields(packed)["calls"])
+    except Unreadable:
+        return ()
 
 
 def _of_call(slot: Slot, number: int, calls: Mapping[int, Call]) -> Slot:

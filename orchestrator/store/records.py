@@ -15,6 +15,7 @@ from orchestrator.exceptions import PayloadTooLarge
 from orchestrator.keys import lengthen
 from orchestrator.models import Call, HistoryEntry, LogLine, Run, TaskRun
 from orchestrator.states import PLACE_STATES, STATE_TYPES, State, StateType
+from orchestrator.store.layout import FIELDS, may_hold
 
 INLINE_LIMIT = 256 * 1024
 """Bytes of packed parameters, or of a packed result, that a run may carry."""
@@ -106,97 +107,129 @@ class Unreadable(ValueError):
     """What stands in Redis is not what a run, or what belongs to it, looks like."""
 
 
-_NUMBERS = ("attempt", "prio", "due", "ready", "starts", "crashes", "budget", "at", "started", "expires", "reserved", "ended")
+def read_fields(packed: bytes | None) -> dict[str, Any]:
+    """The field ``run`` of a run's hash, by name, as layout.py lists them.
 
-
-def defect(fields: Mapping[str, str], calls: bytes = b"") -> str | None:
-    """Why the scripts cannot work with a run of these fields (an absent one is ''); None if they can.
-
-    As ``defect`` in lua/lib/runs.lua has it. Such a run counts as none, and there is a dead letter about it.
+    Bytes that are no UTF-8 stand as surrogates. Raises Unreadable for what the scripts cannot work with: such a run counts as
+    none, and there is a dead letter about it.
     """
+    if not packed:
+        raise Unreadable("it has no fields")
+    try:
+        array = msgpack.unpackb(packed, raw=False, unicode_errors="surrogateescape", strict_map_key=False)
+        fields = dict(zip(FIELDS, array, strict=False))
+    except Exception as error:
+        raise Unreadable("its fields cannot be read") from error
+    if type(array) is not list:
+        raise Unreadable("its fields cannot be read")
+    for name, kind in FIELDS.items():
+        if not may_hold(kind, fields.get(name)):
+            raise Unreadable(f"its {name} is no {kind}")
+    if why := defect(fields):
+        raise Unreadable(why)
+    return fields
+
+
+def pack_fields(fields: Mapping[str, Any]) -> bytes:
+    """The opposite of ``read_fields``."""
+    packed: bytes = msgpack.packb([fields[name] for name in FIELDS], use_bin_type=False, unicode_errors="surrogateescape")
+    return packed
+
+
+def defect(fields: Mapping[str, Any]) -> str | None:
+    """Why the scripts cannot work with a run of these fields; None if they can. As ``defect`` in lua/lib/runs.lua has it."""
     state, place = fields["state"], fields["place"]
-    if not state or state not in STATE_TYPES:
-        return "its state is unknown" if state else "it has no state"
-    if state not in PLACE_STATES.get(place, ()):
-        return "it cannot be in that state there" if place in PLACE_STATES else "its place is unknown"
-    for name in _NUMBERS:
-        if fields[name] and not (len(fields[name]) <= 16 and re.fullmatch(r"-?[0-9]+", fields[name])):
-            return f"its {name} is no number"
-    if not 0 <= int(fields["prio"] or 1) <= 2:
+    if state not in STATE_TYPES or place not in PLACE_STATES:
+        return "its place is unknown" if state in STATE_TYPES else "its state is unknown"
+    if state not in PLACE_STATES[place]:
+        return "it cannot be in that state there"
+    if fields["prio"] > 2:
         return "its prio is unknown"
-    if not fields["flow"] or not fields["at"]:
+    if not fields["flow"] or fields["at"] == "":
         return "it has no at" if fields["flow"] else "it has no flow"
     if any(fields[name] and not keys.is_short(fields[name]) for name in ("dep", "parent")):
         return "it names what is no id"
     if (place == "queued" or fields["msg"]) and not re.match(r"[0-9]{1,16}-[0-9]{1,16} [a-z]+:", fields["msg"]):
         return "its message is none"
     try:
-        read_calls(calls)
+        read_calls(fields["calls"])
     except Exception:
         return "its calls cannot be read"
     return None
 
 
-def read_run(run: str, fields: dict[bytes, bytes], deployments: Mapping[bytes, bytes | None]) -> Run:
-    """The run of a hash. ``deployments``: stored deployment id -> its name. Raises Unreadable."""
+def read_run(
+    run: str, fields: Mapping[str, Any], stored: Mapping[bytes, bytes], deployments: Mapping[str, bytes | None]
+) -> Run:
+    """The run of its fields and its hash. ``deployments``: stored deployment id -> its name. Raises Unreadable."""
     try:
-        return _read_run(run, fields, deployments)
+        return _read_run(run, fields, stored, deployments)
     except Exception as error:
         raise Unreadable(f"{type(error).__name__}: {error}") from error
 
 
-def _read_run(run: str, fields: dict[bytes, bytes], deployments: Mapping[bytes, bytes | None]) -> Run:
+def text_of(value: str) -> str:
+    """Text of a run's fields as it may be shown to people."""
+    return value if value.isascii() else value.encode(errors="surrogateescape").decode(errors="replace")
 
-    def text(name: bytes) -> str:
-        return fields.get(name, b"").decode(errors="replace")
 
-    def number(name: bytes, default: int = 0) -> int:
-        return int(fields.get(name, default))
+def _read_run(
+    run: str, fields: Mapping[str, Any], stored: Mapping[bytes, bytes], deployments: Mapping[str, bytes | None]
+) -> Run:
+    def text(name: str) -> str:
+        return text_of(fields[name])
 
-    name = text(b"state")
-    state = State(STATE_TYPES[name], text(b"label") or name, text(b"message"), timestamp=clock.from_ms(number(b"at")))
-    deployment = fields.get(b"dep")
+    deployment = fields["dep"]
     deployment_name = deployments.get(deployment) if deployment else None
+    state = State(
+        STATE_TYPES[fields["state"]], text("label") or fields["state"], text("message"), timestamp=clock.from_ms(fields["at"])
+    )
     return Run(
         id=run,
-        kind=text(b"kind"),
-        name=text(b"name"),
-        flow=text(b"flow"),
+        kind=text("kind"),
+        name=text("name"),
+        flow=text("flow"),
         state=state,
-        place=text(b"place"),
-        gate=text(b"gate") or None,
+        place=text("place"),
+        gate=text("gate") or None,
         deployment=lengthen(deployment) if deployment else None,
         deployment_name=deployment_name.decode(errors="replace") if deployment_name else None,
-        pool=text(b"pool"),
-        queue=text(b"queue"),
-        priority=keys.PRIORITIES[number(b"prio", 1)],
-        parameters=unpack(fields[b"params"]) if fields.get(b"params") else {},
-        tags=tuple(text(b"tags").split("\n")) if fields.get(b"tags") else (),
-        created=clock.from_ms(number(b"created")),
-        due=clock.from_ms(number(b"ready") or number(b"due")),
-        started=moment_of(fields.get(b"started")),
-        ended=moment_of(fields.get(b"ended")),
-        attempt=number(b"attempt"),
-        run_count=number(b"starts"),
-        crash_count=number(b"crashes"),
-        crash_budget=number(b"budget", 1),
-        worker=text(b"worker") or None,
-        parent=lengthen(fields[b"parent"]) if fields.get(b"parent") else None,
-        schedule=text(b"sched") or None,
-        created_by=text(b"by"),
-        expires=moment_of(fields.get(b"expires")),
-        history=_read_history(fields.get(b"history", b"")),
-        has_result=b"result" in fields,
-        calls=read_calls(fields.get(b"calls", b"")),
+        pool=text("pool"),
+        queue=text("queue"),
+        priority=keys.PRIORITIES[fields["prio"]],
+        parameters=unpack(stored[b"params"]) if stored.get(b"params") else {},
+        tags=tags_of(fields),
+        created=clock.from_ms(fields["created"]),
+        due=clock.from_ms(fields["ready"] or fields["due"]),
+        started=moment_of(fields["started"]),
+        ended=moment_of(fields["ended"]),
+        attempt=fields["attempt"],
+        run_count=fields["starts"],
+        crash_count=fields["crashes"],
+        crash_budget=fields["budget"],
+        worker=text("worker") or None,
+        parent=lengthen(fields["parent"]) if fields["parent"] else None,
+        schedule=text("sched") or None,
+        created_by=text("by"),
+        entrypoint=text("entry") or None,
+        expires=moment_of(fields["expires"]),
+        history=_read_history(stored.get(b"history", b"")),
+        has_result=b"result" in stored,
+        calls=read_calls(fields["calls"]),
     )
 
 
-def read_calls(packed: bytes) -> tuple[Call, ...]:
-    """The field ``calls`` of a run's hash, as lua/lib/calls.lua packs it."""
+def tags_of(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tags of a run's fields."""
+    return tuple(text_of(fields["tags"]).split("\n")) if fields["tags"] else ()
+
+
+def read_calls(packed: str) -> tuple[Call, ...]:
+    """The field ``calls`` of a run, as lua/lib/calls.lua packs it."""
     if not packed:
         return ()
     found = []
-    for number, kind, slots, waits, since, gates in msgpack.unpackb(packed):
+    for number, kind, slots, waits, since, gates in msgpack.unpackb(packed.encode(errors="surrogateescape")):
         # Lua packs an empty list as an empty map, and numbers of milliseconds as floats.
         found.append(Call(int(number), kind, int(slots), waits or None, clock.from_ms(int(since)), tuple(gates)))
     return tuple(found)
@@ -253,6 +286,6 @@ def read_rate(text: bytes) -> float | None:
     return back_at if 0 <= back_at <= 1e15 else None
 
 
-def moment_of(value: bytes | None) -> datetime | None:
+def moment_of(value: bytes | int | None) -> datetime | None:
     """A stored time in ms; None where none is stored."""
     return clock.from_ms(int(value)) if value else None

@@ -34,7 +34,21 @@ from orchestrator.store.answers import (
 from orchestrator.store.client import Redis, is_of_another_type
 from orchestrator.store.connection import explain
 from orchestrator.store.failover import Submitted
-from orchestrator.store.records import Unreadable, moment_of, pack, pack_line, pack_task, read_line, read_run, read_task, unpack
+from orchestrator.store.layout import FIELDS, NUMBER
+from orchestrator.store.records import (
+    Unreadable,
+    moment_of,
+    pack,
+    pack_line,
+    pack_task,
+    read_fields,
+    read_line,
+    read_run,
+    read_task,
+    tags_of,
+    text_of,
+    unpack,
+)
 from orchestrator.store.room import Room
 from orchestrator.store.scripts import Scripts
 
@@ -56,6 +70,10 @@ _DEFAULT_PAUSE = timedelta(hours=1)
 def _tags(tags: Iterable[str]) -> list[str]:
     """Each once: a run takes one slot of a tag, however often it bears it."""
     return list(dict.fromkeys(tags))
+
+
+def _parameters(run: NewRun) -> bytes:
+    return pack(dict(run.parameters)) if run.parameters else b""
 
 
 def _message(text: str) -> str:
@@ -111,25 +129,23 @@ class Runs:
             idempotency = self._keys.idempotency(scope, run.idempotency_key).removeprefix(self._keys.idempotency_prefix)
         due = clock.to_ms(run.due) if run.due else None
         expires = clock.to_ms(run.expires) if run.expires else None
-        return [shorten(run.id), due, idempotency, expires, _tags(run.tags), self._first_fields(run)]
+        return [shorten(run.id), due, idempotency, expires, _tags(run.tags), self._first_fields(run), _parameters(run)]
 
     def _first_fields(self, run: NewRun) -> list[Any]:
-        fields: list[Any] = [
-            *("kind", run.kind, "name", run.name, "flow", run.flow, "queue", run.queue),
-            *("prio", keys.PRIORITIES.index(run.priority), "budget", run.crash_budget),
-        ]
-        if run.parameters:
-            fields += ["params", pack(dict(run.parameters))]
-        optional = {
+        known = {
+            "kind": run.kind,
+            "name": run.name,
+            "flow": run.flow,
             "pool": run.pool,
+            "queue": run.queue,
+            "prio": keys.PRIORITIES.index(run.priority),
+            "budget": run.crash_budget,
             "dep": shorten(run.deployment) if run.deployment else "",
             "parent": shorten(run.parent) if run.parent else "",
             "by": run.created_by,
+            "entry": run.entrypoint or "",
         }
-        for name, value in optional.items():
-            if value:
-                fields += [name, value]
-        return fields
+        return [known.get(name) or (0 if kind == NUMBER else "") for name, kind in FIELDS.items()]
 
     def create_leased(self, run: NewRun, worker: str, *, again: bool = False) -> ClaimedRun:
         """Create a run that ``worker`` is executing already: born Running under attempt 1, its lease begun.
@@ -142,6 +158,7 @@ class Runs:
             "create_leased",
             id=shorten(run.id),
             fields=self._first_fields(run),
+            params=_parameters(run),
             tags=_tags(run.tags),
             worker=worker,
             lease_ms=self._lease_ms,
@@ -166,6 +183,7 @@ class Runs:
             parent=run.parent,
             schedule=None,
             created_by=run.created_by,
+            entrypoint=run.entrypoint,
         )
 
     def plan(
@@ -200,6 +218,7 @@ class Runs:
             new_mark=clock.to_ms(mark),
             next_plan=clock.to_ms(next_plan) if next_plan else "",
             fields=self._first_fields(template),
+            params=_parameters(template),
             tags=_tags(deployment.tags),
             items=[[shorten(run), clock.to_ms(at), name] for run, name, at in fires],
             overdue=[[shorten(run), int(is_kept)] for run, is_kept in overdue],
@@ -211,7 +230,7 @@ class Runs:
     def release_due(self, limit: int = 100) -> Released:
         """Queue runs whose time has come, at most ``limit``."""
         count, next_due = self._scripts.call("release_due", limit=limit, misfire_ms=_MISFIRE_MS)
-        return Released(int(count), moment_of(next_due) if isinstance(next_due, bytes) else clock.from_ms(int(next_due)))
+        return Released(int(count), moment_of(next_due))
 
     def claim(
         self,
@@ -228,9 +247,8 @@ class Runs:
         ``queues`` in the order of priority; ``delivered`` what the worker's blocked read brought. With ``start`` the runs
         enter Running at once. At most one caller gets a run per attempt; a lost race is an answer, not an exception.
         """
-        return self._read_claims(
-            pool, self._scripts.call("claim", **self._claim_arguments(worker, pool, queues, free, delivered, start))
-        )
+        answer = self._scripts.call("claim", **self._claim_arguments(worker, pool, queues, free, delivered, start))
+        return self._read_claims(pool, start, answer)
 
     def exchange(self, turn: Turn) -> Turned:
         """What a supervisor has to say and to ask in one turn of its loop, in one round trip and in the order of the fields.
@@ -252,7 +270,7 @@ class Runs:
         claims = answers.pop() if turn.claim is not None else None
         ends = answers.pop() if turn.ends else []
         if turn.claim is not None and not isinstance(claims, Exception):
-            claims = self._read_claims(turn.claim.pool, claims)
+            claims = self._read_claims(turn.claim.pool, turn.claim.start, claims)
         return Turned(
             refused=[explain(answer, self._client.address) or answer for answer in answers if isinstance(answer, Exception)],
             ends=ends if isinstance(ends, Exception) else [_text(answer[0]) for answer in ends],
@@ -275,46 +293,20 @@ class Runs:
             "delivered": [[d.stream, d.message, shorten(d.run) if d.run else ""] for d in delivered],
         }
 
-    def _read_claims(self, pool: str, answer: Any) -> Claims:
+    def _read_claims(self, pool: str, is_started: bool, answer: Any) -> Claims:
         claimed, parked, gone, more = answer
         readable = []
         for flat in claimed:
-            fields = dict(zip(flat[::2], flat[1::2], strict=True))
             try:
-                readable.append(self._read_claimed(pool, fields))
+                readable.append(_read_claimed(pool, is_started, *flat))
             except Exception as error:
                 # The scripts look at what they need; what else is garbled shows here.
-                self._scripts.call("bury", run=_text(fields[b"id"]), why=f"its fields cannot be read: {type(error).__name__}")
+                self._scripts.call("bury", run=_text(flat[0]), why=f"its fields cannot be read: {type(error).__name__}")
         return Claims(
             readable,
             [(lengthen(run), _text(gate)) for run, gate in parked],
             int(gone),
             bool(more),
-        )
-
-    def _read_claimed(self, pool: str, fields: dict[bytes, Any]) -> ClaimedRun:
-        def reference(name: bytes) -> str | None:
-            return lengthen(fields[name]) if fields[name] else None
-
-        return ClaimedRun(
-            id=lengthen(fields[b"id"]),
-            attempt=int(fields[b"attempt"]),
-            run_count=int(fields[b"starts"]),
-            crash_count=int(fields[b"crashes"]),
-            kind=_text(fields[b"kind"]),
-            flow=_text(fields[b"flow"]),
-            name=_text(fields[b"name"]),
-            deployment=reference(b"dep"),
-            deployment_name=_text(fields[b"dep_name"]) or None,
-            revision=int(fields[b"revision"] or 0),
-            parameters=unpack(fields[b"params"]) if fields[b"params"] else {},
-            tags=tuple(_text(fields[b"tags"]).split("\n")) if fields[b"tags"] else (),
-            pool=pool,
-            queue=_text(fields[b"queue"]),
-            due=clock.from_ms(int(fields[b"due"])),
-            parent=reference(b"parent"),
-            schedule=_text(fields[b"sched"]) or None,
-            created_by=_text(fields[b"by"]),
         )
 
     def renew(self, leases: Sequence[tuple[str, int]], *, worker: str) -> list[str]:
@@ -517,11 +509,15 @@ class Runs:
             pipeline.hgetall(self._keys.run(shorten(run)))
         answers = pipeline.execute(raise_on_error=False)
         stored = [{} if is_of_another_type(answer, self._client.address) else answer for answer in answers]
-        deployments = {fields[b"dep"] for fields in stored if fields.get(b"dep")}
+        fields = [_fields_or_none(answer) for answer in stored]
+        deployments = {known["dep"] for known in fields if known and known["dep"]}
         for short in deployments:
-            pipeline.hget(self._keys.prefix.encode() + b"deployment:" + short, "name")
+            pipeline.hget(self._keys.deployment(short), "name")
         names = dict(zip(deployments, pipeline.execute(), strict=True)) if deployments else {}
-        return [_read_or_none(run, fields, names) if fields else None for run, fields in zip(runs, stored, strict=True)]
+        return [
+            _run_or_none(run, known, answer, names) if known else None
+            for run, known, answer in zip(runs, fields, stored, strict=True)
+        ]
 
     def result(self, run: str) -> bytes:
         """The packed result of an ended run, empty where none is kept."""
@@ -579,9 +575,18 @@ class Runs:
         return [""] if name.startswith(("log:", "tasks:", "idempotency:")) else []
 
 
-def _read_or_none(run: str, fields: dict[bytes, bytes], names: Mapping[bytes, bytes | None]) -> Run | None:
+def _fields_or_none(stored: Mapping[bytes, bytes]) -> dict[str, Any] | None:
     try:
-        return read_run(run, fields, names)
+        return read_fields(stored.get(b"run"))
+    except Unreadable:
+        return None
+
+
+def _run_or_none(
+    run: str, fields: Mapping[str, Any], stored: Mapping[bytes, bytes], names: Mapping[str, bytes | None]
+) -> Run | None:
+    try:
+        return read_run(run, fields, stored, names)
     except Unreadable:
         return None
 
@@ -602,3 +607,30 @@ def _task_arguments(run: str, attempt: int, worker: str, tasks: Sequence[TaskRun
     for task in tasks:
         items += [shorten(task.id), pack_task(task)]
     return {"run": shorten(run), "attempt": attempt, "worker": worker, "items": items}
+
+
+def _read_claimed(
+    pool: str, is_started: bool, run: bytes, packed: bytes, parameters: bytes, revision: bytes, deployment_name: bytes
+) -> ClaimedRun:
+    fields = read_fields(packed)
+    return ClaimedRun(
+        id=lengthen(run),
+        attempt=fields["attempt"],
+        run_count=fields["starts"] - is_started,
+        crash_count=fields["crashes"],
+        kind=fields["kind"],
+        flow=text_of(fields["flow"]),
+        name=text_of(fields["name"]),
+        deployment=lengthen(fields["dep"]) if fields["dep"] else None,
+        deployment_name=_text(deployment_name) or None,
+        revision=int(revision or 0),
+        parameters=unpack(parameters) if parameters else {},
+        tags=tags_of(fields),
+        pool=pool,
+        queue=text_of(fields["queue"]),
+        due=clock.from_ms(fields["due"]),
+        parent=lengthen(fields["parent"]) if fields["parent"] else None,
+        schedule=text_of(fields["sched"]) or None,
+        created_by=text_of(fields["by"]),
+        entrypoint=text_of(fields["entry"]) or None,
+    )

@@ -27,6 +27,7 @@ from redis.exceptions import NoScriptError
 from orchestrator.clock import FrozenClock
 from orchestrator.exceptions import NotReplicated, StoreUnavailable
 from orchestrator.states import PLACE_STATES, TRANSITIONS
+from orchestrator.store import layout
 from orchestrator.store.client import Redis
 from orchestrator.store.durability import Confirmation
 
@@ -85,7 +86,7 @@ def _parse(name: str, source: str, library: Callable[[str], str]) -> Script:
     # Each part stands in a function of its own. A local of the enclosing function is captured at once; for one of the same
     # function Lua walks along all that were captured before: with seven parts in a row, half of a call's fixed cost.
     for part in uses:
-        parts += [library(part), "return (function()\n"]
+        parts += [layout.as_lua() if part == "runs" else "", library(part), "return (function()\n"]
     read = {"str": "ARGV[{}]", "int": "tonumber(ARGV[{}])", "packed": "cmsgpack.unpack(ARGV[{}])"}
     parts += [f"local {argument} = {read[kind].format(i)}\n" for i, (argument, kind) in enumerate(arguments, 2)]
     parts += ["local function body()\n", source, "\nend\nlocal answer = body()\ncommit()\nreturn answer\n"]

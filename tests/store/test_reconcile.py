@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import msgpack
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from floor import Floor, missing_run, named
 from orchestrator.keys import shorten
 from orchestrator.store.invariants import check
+from tampering import tamper
 
 Break = Callable[[Floor], str]
 
@@ -120,7 +122,7 @@ def slot_of_nobody(floor: Floor) -> str:
 
 def gates_without_a_lease(floor: Floor) -> str:
     run = floor.submit()
-    floor.store.client.hset(floor.key("run", run), "gates", "tag:a")
+    tamper(floor.store, run, gates="tag:a")
     return run
 
 
@@ -303,10 +305,10 @@ def test_a_restored_backup_runs_again_what_it_forgot_the_end_of(floor: Floor) ->
 # --- what the check sees that only a bug could bring about ---
 
 
-def of_hash(**fields: str) -> Break:
+def of_hash(**fields: Any) -> Break:
     def do(floor: Floor) -> str:
         run = floor.pending()
-        floor.store.client.hset(floor.key("run", run), mapping=fields)
+        tamper(floor.store, run, **fields)
         return run
 
     return do
@@ -317,19 +319,19 @@ def of_hash(**fields: str) -> Break:
     [
         ({"msg": "1-1 queue:p:default:normal"}, "has the message"),
         ({"gate": "tag:a"}, "waits at the gate"),
-        ({"reserved": "5"}, "has slots reserved"),
+        ({"reserved": 5}, "has slots reserved"),
         ({"gates": "tag:a"}, "does not stand in slots:tag:a"),
-        ({"attempt": "0"}, "its fence is 0"),
+        ({"attempt": 0}, "its fence is 0"),
     ],
 )
-def test_the_check_sees_a_hash_that_contradicts_itself(floor: Floor, fields: dict[str, str], what: str) -> None:
+def test_the_check_sees_a_hash_that_contradicts_itself(floor: Floor, fields: dict[str, Any], what: str) -> None:
     run = of_hash(**fields)(floor)
     assert any(what in str(violation) and violation.subject == run for violation in check(floor.store))
     floor.store.client.flushdb()
 
 
 @pytest.mark.parametrize("fields", [{"place": "nowhere"}, {"state": "Late", "label": ""}])
-def test_the_check_sees_a_hash_that_nobody_can_work_with(floor: Floor, fields: dict[str, str]) -> None:
+def test_the_check_sees_a_hash_that_nobody_can_work_with(floor: Floor, fields: dict[str, Any]) -> None:
     run = of_hash(**fields)(floor)
     name = floor.key("run", run).removeprefix(floor.store.keys.prefix)
     assert (name, "belongs to no run that can be read") in [(found.subject, found.what) for found in check(floor.store)]

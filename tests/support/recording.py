@@ -100,8 +100,8 @@ class Recording:
             if not received:
                 return
             for frame in frames.feed(received):
-                self._answer(frame)
                 self.frames.append(frame)
+                self._answer(frame)
 
     def _answer(self, frame: Frame) -> None:
         if frame[0] == protocol.END and self.acknowledges:

@@ -15,6 +15,7 @@ from orchestrator.keys import GROUP, new_id, shorten
 from orchestrator.models import Deployment, NewRun, Schedule
 from orchestrator.states import Completed
 from orchestrator.store import Store
+from tampering import tamper
 
 
 def findings(orch: Orch, check: str) -> list[dict[str, Any]]:
@@ -150,7 +151,7 @@ def test_the_doctor_names_work_that_waits_where_workers_are_free(orch: Orch, sto
     store.client.xadd(stream, {"r": shorten(run)}, id=message)
     store.client.xgroup_create(stream, GROUP, id="0")
     below = stream.removeprefix(store.keys.prefix)
-    store.client.hset(store.keys.run(shorten(run)), "msg", f"{message} {below}")
+    tamper(store, run, msg=f"{message} {below}")
     [found] = findings(orch, "claims")
     assert (found["status"], found["hint"]) == ("problem", "Restart w1; a worker that hangs takes nothing.")
     assert found["detail"].startswith("1 run waits in work queue 'default' of work pool 'etl' since 2023")
@@ -172,7 +173,7 @@ def test_the_doctor_counts_runs_in_quarantine(orch: Orch, store: Store) -> None:
 
 def test_the_doctor_sets_aside_what_cannot_be_read_and_counts_it(orch: Orch, store: Store, run: str) -> None:
     assert findings(orch, "dead letters") == []
-    store.client.hset(store.keys.run(shorten(run)), "place", "nowhere")
+    tamper(store, run, place="nowhere")
     answer = orch("doctor", "--repair")
     assert ("mended" in answer.out, "invariants\tok" in answer.out) == (True, True)
     [found] = findings(orch, "dead letters")
@@ -219,9 +220,9 @@ def test_the_doctor_mends_what_a_lost_write_broke_and_says_what(orch: Orch, stor
 
 
 def test_the_doctor_says_what_it_could_not_mend(orch: Orch, store: Store, deployment: Deployment, run: str) -> None:
-    store.client.hset(store.keys.run(shorten(run)), "label", "Elsewhere")
+    tamper(store, run, label="Elsewhere")
     answer = orch("doctor", "--repair")
     assert (answer.code, "is Elsewhere, and its history ends with" in answer.out) == (1, True)
     assert "orch flow-run delete" in answer.err
-    store.client.hdel(store.keys.run(shorten(run)), "label")
+    tamper(store, run, label="")
     assert "invariants\tok" in orch("doctor", "--repair").out

@@ -7,8 +7,10 @@
 
 -- A run that cannot be read must not keep the others' lines back.
 local function place_of(id)
-  local place = redis.pcall('HGET', prefix .. 'run:' .. id, 'place')
-  return PLACE_STATES[place] and place
+  local run = load_run(id)
+  if not run then return end
+  has_beside(run, 'log')
+  return run.place
 end
 
 local written = 0
@@ -18,7 +20,7 @@ for _, item in ipairs(items) do
   local place = place_of(id)
   if place then
     for _, line in ipairs(lines) do write('XADD', key, 'MAXLEN', '~', kept, '*', 'l', line) end
-    if place == 'ended' then write('PEXPIRE', key, net_ttl()) end
+    if place == 'ended' then expire(key, net_ttl()) end
     written = written + #lines
   end
 end

@@ -11,12 +11,13 @@
 --      streams   packed  stream names below the prefix, in the order of reading
 --      delivered packed  a list of {stream, message id, run id; '' = whoever was handed it cannot read it}
 -- RETURN {claimed, parked, gone, more}
---        claimed  list of flat lists {field, value, ...} with id, attempt, starts before this one, crashes, and the run's own fields
+--        claimed  list of {id, its fields as they are stored now, params, its deployment's revision and name, '' for none}
 --        parked   list of {run id, gate}
 --        gone     how many messages stood for nothing any more
 --        more     1 = the bound was reached, call again
 
 local claimed, parked, gone, seen = {}, {}, 0, 0
+read_too = 'params'
 local revisions = {}
 
 local function revision_of(run)
@@ -28,25 +29,19 @@ local function revision_of(run)
 end
 
 local function lease(run)
-  local more = redis.call('HMGET', run.key, 'params', 'by')
   local deployment = revision_of(run)
   take_slots(run, run.attempt + 1)
   if present(run.reserved) then
     set(run, 'reserved', '')
-    write('ZREM', prefix .. 'reservations', run.id)
+    zrem(prefix .. 'reservations', run.id)
   end
   to_leased(run, worker, lease_ms)
-  local starts = run.starts
   if start == 1 then
     set(run, 'starts', run.starts + 1)
     if run.started == '' then set(run, 'started', now) end
   end
   enter(run, start == 1 and 'Running' or 'Pending', 'Claimed by ' .. worker .. '.')
-  claimed[#claimed + 1] = {
-    'id', run.id, 'attempt', run.attempt, 'starts', starts, 'crashes', run.crashes, 'kind', run.kind, 'flow', run.flow,
-    'name', run.name, 'dep', run.dep, 'revision', deployment[1] or '', 'dep_name', deployment[2] or '', 'params', more[1] or '',
-    'tags', run.tags, 'queue', run.queue, 'due', run.due, 'ready', run.ready, 'parent', run.parent, 'sched', run.sched, 'by', more[2] or '',
-  }
+  claimed[#claimed + 1] = {run.id, packed(run), run.params, deployment[1] or '', deployment[2] or ''}
 end
 
 local function take(stream, message, fields)

@@ -15,7 +15,7 @@ if #fields == 0 and not exists then return 'missing' end
 if redis.call('HEXISTS', queues, queue) == 1 then return 'existing' end
 if #fields > 0 then
   write('HSET', key, 'created', now, unpack(fields))
-  write('ZADD', prefix .. 'pools', now, pool)
+  zadd(prefix .. 'pools', now, pool)
 end
 write('HSET', queues, queue, packed_queue)
 for _, stream in ipairs(streams) do

@@ -36,11 +36,11 @@ if waiting > 0 then return {'refused', waiting} end
 for _, stream in ipairs(streams) do write('DEL', prefix .. stream) end
 for _, gate in ipairs(gates_here) do
   write('HDEL', prefix .. 'limits', gate)
-  write('ZREM', prefix .. 'wake_due', gate)
+  zrem(prefix .. 'wake_due', gate)
 end
 if queue == '' then
   write('DEL', prefix .. 'pool:' .. pool, queues_key)
-  write('ZREM', prefix .. 'pools', pool)
+  zrem(prefix .. 'pools', pool)
 else
   write('HDEL', queues_key, queue)
 end

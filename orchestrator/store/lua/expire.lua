@@ -14,7 +14,7 @@ for _, id in ipairs(redis.call('ZRANGE', prefix .. 'expires', '-inf', now, 'BYSC
     to_ended(run)
     cancelled = cancelled + 1
   else
-    write('ZREM', prefix .. 'expires', id)
+    zrem(prefix .. 'expires', id)
   end
 end
 wake_freed()

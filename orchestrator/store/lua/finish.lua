@@ -31,7 +31,7 @@ local function finish(run, attempt, asked, label, message, result, retry_ms, ago
   record_outcome(run, state)
   leave_and_free(run)
   if state == 'AwaitingRetry' then
-    to_due(run, run.ready)
+    to_due(run, ready_of(run))
   else
     if result ~= '' then set(run, 'result', result) end
     to_ended(run, ended)

@@ -12,7 +12,7 @@ local key = prefix .. (kind == 'workers' and 'worker:' or 'scheduler:') .. name
 write('HSET', key, 'heartbeat', now, unpack(fields))
 write('PEXPIRE', key, 3600000)
 if kind == 'workers' then write('PEXPIRE', prefix .. 'control:' .. name, 3600000) end
-write('ZADD', prefix .. kind, now, name)
+zadd(prefix .. kind, now, name)
 
 -- Whoever speaks lives, also with its first words.
 local function living(of)

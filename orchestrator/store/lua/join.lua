@@ -21,5 +21,5 @@ if known[1] and spoke >= now - alive_ms and not is_known_as(own) and not is_know
 end
 write('HSET', key, 'heartbeat', now, unpack(fields))
 write('PEXPIRE', key, 3600000)
-write('ZADD', prefix .. 'workers', now, name)
+zadd(prefix .. 'workers', now, name)
 return {'ok', ''}

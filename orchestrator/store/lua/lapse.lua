@@ -47,7 +47,7 @@ local function start_again(found)
   waiting = waiting + 1
   set(found, 'ready', now + wait)
   enter(found, 'Scheduled', 'Starts again in ' .. wait / 1000 .. ' s, ' .. lost)
-  to_due(found, found.ready)
+  to_due(found, ready_of(found))
 end
 
 local function lapse(found)
@@ -106,7 +106,7 @@ local function sweep()
     if found and found.place == 'leased' then
       lapse(found)
     else
-      write('ZREM', prefix .. 'leases', id)
+      zrem(prefix .. 'leases', id)
     end
   end
   for _, id in ipairs(too_long) do write('ZADD', prefix .. 'leases', 'XX', now + lease_ms, id) end

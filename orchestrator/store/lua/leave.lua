@@ -22,7 +22,7 @@ for _, stream in ipairs(streams) do
     removed = removed + 1
   end
 end
-write('ZREM', prefix .. kind, name)
+zrem(prefix .. kind, name)
 if kind == 'workers' then
   write('DEL', prefix .. 'worker:' .. name, prefix .. 'control:' .. name)
 else

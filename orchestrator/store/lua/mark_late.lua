@@ -11,7 +11,7 @@ local overdue = redis.call('ZRANGE', prefix .. 'index:state:Scheduled', '-inf', 
 for _, id in ipairs(overdue) do
   local run = load_run(id)
   if not run then
-    write('ZREM', prefix .. 'index:state:Scheduled', id)
+    zrem(prefix .. 'index:state:Scheduled', id)
   elseif run.place == 'queued' or run.place == 'parked' then
     enter(run, 'Late', 'No worker has started it yet.')
     marked = marked + 1

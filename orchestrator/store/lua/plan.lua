@@ -9,7 +9,8 @@
 --      old_mark   str     the high-water mark (ms) as the planner read it
 --      new_mark   int     the last fire planned, ms
 --      next_plan  str     when to plan again, ms; '' = never
---      fields     packed  every run's first fields, a flat list
+--      fields     packed  every run's first fields, as layout.py lists them
+--      params     str     their parameters, msgpack, or ''
 --      tags       packed  a list
 --      items      packed  a list of {id, due ms, name}
 --      overdue    packed  a list of {id, 1 = let it go, 0 = cancel it}
@@ -22,8 +23,8 @@ for _, item in ipairs(overdue) do
   local run = load_run(item[1])
   if run and run.place == 'due' and run.dep == deployment and run.sched == slug then
     if item[2] == 1 then
-      write('ZREM', prefix .. 'planned:' .. deployment .. ':' .. slug, run.id)
-      write('ZADD', prefix .. 'due', now, run.id)
+      zrem(prefix .. 'planned:' .. deployment .. ':' .. slug, run.id)
+      zadd(prefix .. 'due', now, run.id)
       signal()
     else
       leave(run)
@@ -36,7 +37,7 @@ local created = 0
 for _, item in ipairs(items) do
   local id, due = item[1], item[2]
   if not load_run(id) then
-    local run = new_run(id, fields, tags, due)
+    local run = new_run(id, fields, tags, due, params)
     set(run, 'name', item[3])
     set(run, 'sched', slug)
     enter(run, 'Scheduled', '')
@@ -44,7 +45,7 @@ for _, item in ipairs(items) do
       to_queue(run)
     else
       to_due(run, due)
-      write('ZADD', prefix .. 'planned:' .. deployment .. ':' .. slug, due, id)
+      zadd(prefix .. 'planned:' .. deployment .. ':' .. slug, due, id)
     end
     created = created + 1
   end
@@ -52,8 +53,8 @@ end
 write('HSET', schedules, slug .. ':mark', new_mark)
 local member = deployment .. ':' .. slug
 if next_plan == '' then
-  write('ZREM', prefix .. 'planning', member)
+  zrem(prefix .. 'planning', member)
 else
-  write('ZADD', prefix .. 'planning', next_plan, member)
+  zadd(prefix .. 'planning', next_plan, member)
 end
 return {'created', created}

@@ -11,6 +11,6 @@ local index = index_key('state', state)
 local old = redis.call('ZRANGE', index, '-inf', '(' .. before_ms, 'BYSCORE', 'LIMIT', 0, limit)
 for _, id in ipairs(old) do
   local run = load_run(id)
-  if run and run.place == 'ended' then forget(run) else write('ZREM', index, id) end
+  if run and run.place == 'ended' then forget(run) else zrem(index, id) end
 end
 return #old

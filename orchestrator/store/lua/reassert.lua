@@ -83,7 +83,7 @@ local function assert_end(run, attempt, state, label, message, result, ended_ms,
   enter(run, state, message == '' and AGAIN or message .. ' (' .. AGAIN .. ')', label, ended)
   record_outcome(run, state)
   if state == 'AwaitingRetry' then
-    to_due(run, run.ready)
+    to_due(run, ready_of(run))
   else
     if result ~= '' then set(run, 'result', result) end
     to_ended(run, ended)
@@ -93,7 +93,7 @@ end
 
 local function assert_held(run, attempt, has_started)
   if is_leased(run, attempt, worker) then
-    write('ZADD', prefix .. 'leases', now + lease_ms, run.id)
+    zadd(prefix .. 'leases', now + lease_ms, run.id)
     return {'ok', ''}
   end
   if is_taken(run, attempt) or (run.place == 'leased' and run.worker ~= worker) then return taken(run) end

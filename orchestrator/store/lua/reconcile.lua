@@ -17,10 +17,10 @@ end
 local function mend_member(run, key, should, score)
   local stands = redis.call('ZSCORE', prefix .. key, run.id)
   if stands and not should then
-    write('ZREM', prefix .. key, run.id)
+    zrem(prefix .. key, run.id)
     mend(run, 'stood in ' .. key .. ' too')
   elseif should and not stands then
-    write('ZADD', prefix .. key, score, run.id)
+    zadd(prefix .. key, score, run.id)
     mend(run, 'was missing in ' .. key)
   end
 end
@@ -38,7 +38,7 @@ local function mend_share(run)
 end
 
 local function mend_place(run)
-  local scores = {due = run.ready, leased = now, paused = now + PAUSE_MS}
+  local scores = {due = ready_of(run), leased = now, paused = now + PAUSE_MS}
   for place, key in pairs(PLACE_KEYS) do mend_member(run, key, run.place == place, scores[place]) end
   mend_member(run, 'expires', present(run.expires) and run.attempt == 0 and run.place ~= 'ended', run.expires)
   if run.place == 'parked' then mend_member(run, 'parked:' .. run.gate, true, parking_score(run)) end
@@ -66,8 +66,8 @@ local function mend_calls(run)
     local gate = call[CALL.waits]
     if gate ~= '' then
       if not redis.call('ZSCORE', prefix .. 'parked:' .. gate, waiter_name(run, call)) then
-        write('ZADD', prefix .. 'parked:' .. gate, run.prio * 1e13 + call[CALL.since], waiter_name(run, call))
-        write('ZADD', prefix .. 'wake_due', now, gate)
+        zadd(prefix .. 'parked:' .. gate, run.prio * 1e13 + call[CALL.since], waiter_name(run, call))
+        zadd(prefix .. 'wake_due', now, gate)
         mend(run, 'its code had lost its place at ' .. gate)
       end
     else
@@ -75,7 +75,7 @@ local function mend_calls(run)
         local slots, lost = prefix .. 'slots:' .. name, false
         for _, member in ipairs(slot_names(run, call)) do
           if not redis.call('ZSCORE', slots, member) then
-            write('ZADD', slots, now, member)
+            zadd(slots, now, member)
             lost = true
           end
         end
@@ -97,7 +97,7 @@ local function mend_slots(run)
   local member = slot(run, reserved and run.attempt + 1 or run.attempt)
   for _, name in ipairs(split(run.gates)) do
     if not redis.call('ZSCORE', prefix .. 'slots:' .. name, member) then
-      write('ZADD', prefix .. 'slots:' .. name, now, member)
+      zadd(prefix .. 'slots:' .. name, now, member)
       mend(run, 'had lost its slot of ' .. name)
     end
   end
@@ -124,7 +124,7 @@ local function mend_ttl(run)
       let_expire(run)
       return mend(run, 'had no TTL')
     elseif run.place ~= 'ended' and ttl >= 0 then
-      write('PERSIST', key)
+      expire(key, false)
       mend(run, 'had a TTL')
     end
   end

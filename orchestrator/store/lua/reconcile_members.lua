@@ -30,9 +30,9 @@ end
 local function mend_member(key, member)
   local right, what = belongs(key, member)
   local gate = string.match(key, '^slots:(.*)$') or string.match(key, '^parked:(.*)$')
-  if gate then write('ZADD', prefix .. 'wake_due', now, gate) end
+  if gate then zadd(prefix .. 'wake_due', now, gate) end
   if right or not redis.call('ZSCORE', prefix .. key, member) then return end
-  write('ZREM', prefix .. key, member)
+  zrem(prefix .. key, member)
   return what
 end
 

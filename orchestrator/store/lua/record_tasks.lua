@@ -11,14 +11,15 @@
 --      items   packed  a flat list of task run id, msgpack
 -- RETURN ok | superseded
 
-local stored = redis.pcall('HMGET', prefix .. 'run:' .. run, 'place', 'attempt', 'worker')
+local found = load_run(run)
 local key = prefix .. 'tasks:' .. run
-local found = {place = stored[1], attempt = tonumber(stored[2]), worker = stored[3]}
+if not found then return 'superseded' end
 if not is_leased(found, attempt, worker) and not (found.place == 'ended' and is_attempt_of(found, attempt, worker)) then
   return 'superseded'
 end
+has_beside(found, 'tasks')
 for i = 1, #items, 100 do
   write('HSET', key, unpack(items, i, math.min(i + 99, #items)))
 end
-if found.place == 'ended' then write('PEXPIRE', key, net_ttl()) end
+if found.place == 'ended' then expire(key, net_ttl()) end
 return 'ok'

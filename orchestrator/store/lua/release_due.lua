@@ -25,9 +25,9 @@ end
 for i = 1, math.min(#due, limit) do
   local run = load_run(due[i])
   if not run or run.place ~= 'due' then
-    write('ZREM', prefix .. 'due', due[i])
+    zrem(prefix .. 'due', due[i])
   elseif is_missed(run) then
-    write('ZADD', prefix .. 'due', now + 60000, run.id)
+    zadd(prefix .. 'due', now + 60000, run.id)
     write('ZADD', prefix .. 'planning', 'LT', now, run.dep .. ':' .. run.sched)
   else
     leave(run)

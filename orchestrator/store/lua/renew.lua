@@ -17,7 +17,7 @@ for i, item in ipairs(items) do
   elseif not is_leased(run, item[2], worker) or not redis.call('ZSCORE', prefix .. 'leases', run.id) then
     answers[i] = 'lost'
   else
-    write('ZADD', prefix .. 'leases', now + lease_ms, run.id)
+    zadd(prefix .. 'leases', now + lease_ms, run.id)
     answers[i] = run.state == 'Cancelling' and 'cancel' or 'ok'
   end
 end

@@ -30,9 +30,9 @@ else
   write('HSET', schedules, slug, definition, slug .. ':generation', generation, slug .. ':mark', now)
 end
 if active == 1 and definition ~= '' then
-  write('ZADD', prefix .. 'planning', now, member)
+  zadd(prefix .. 'planning', now, member)
   signal()
 else
-  write('ZREM', prefix .. 'planning', member)
+  zrem(prefix .. 'planning', member)
 end
 return {generation, deleted}

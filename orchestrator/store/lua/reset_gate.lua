@@ -13,7 +13,7 @@ if found.decay then
 else
   for _, member in ipairs(redis.call('ZRANGE', found.slots, 0, -1)) do
     if not holds(gate, member) then
-      write('ZREM', found.slots, member)
+      zrem(found.slots, member)
       if found.used then found.used = found.used - 1 end
       count = count + 1
     end

@@ -15,7 +15,7 @@ if run == '' then
       enter(found, 'Failed', 'Nobody resumed it in time.')
       to_ended(found)
     else
-      write('ZREM', prefix .. 'paused', id)
+      zrem(prefix .. 'paused', id)
     end
   end
   return {'ok', #over}

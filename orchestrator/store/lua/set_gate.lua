@@ -33,7 +33,7 @@ local function count_executing()
   for _, id in ipairs(redis.call('ZRANGE', prefix .. 'leases', 0, -1)) do
     local run = load_run(id)
     if run and run.place == 'leased' and not held_gates(run)[gate] and has_gate(run, gate) then
-      write('ZADD', set_now.slots, now, slot(run, run.attempt))
+      zadd(set_now.slots, now, slot(run, run.attempt))
       set(run, 'gates', present(run.gates) and run.gates .. '\n' .. gate or gate)
       set_now.used = set_now.used + 1
     end

@@ -49,10 +49,10 @@ if ENDS[state] then
   to_ended(found)
 elseif state == 'Paused' or state == 'Suspended' then
   to_paused(found, now + wait_ms)
-elseif found.ready <= now and state == 'Scheduled' then
+elseif ready_of(found) <= now and state == 'Scheduled' then
   to_queue(found)
 else
-  to_due(found, found.ready)
+  to_due(found, ready_of(found))
 end
 wake_freed()
 return {'ok', before}

@@ -8,7 +8,7 @@
 local unused = redis.call('ZRANGE', prefix .. 'reservations', '-inf', now, 'BYSCORE', 'LIMIT', 0, 100)
 for _, id in ipairs(unused) do
   local run = load_run(id)
-  if run and present(run.reserved) then free_slots(run) else write('ZREM', prefix .. 'reservations', id) end
+  if run and present(run.reserved) then free_slots(run) else zrem(prefix .. 'reservations', id) end
 end
 if gate ~= '' then freed[#freed + 1] = gate else wake_due() end
 return wake_freed()

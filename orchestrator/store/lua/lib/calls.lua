@@ -57,12 +57,7 @@ local function take_call(run, call)
       gate.used = used_of_rate(gate)
       write('HSET', prefix .. 'rates', name, string.format('%.3f', gate.back_at))
     elseif gate.stored and not gate.decay then
-      local members = {}
-      for _, member in ipairs(slot_names(run, call)) do
-        members[#members + 1] = now
-        members[#members + 1] = member
-      end
-      write('ZADD', gate.slots, unpack(members))
+      for _, member in ipairs(slot_names(run, call)) do zadd(gate.slots, now, member) end
       if gate.used then gate.used = gate.used + slots end
       taken[#taken + 1] = name
     end
@@ -83,13 +78,13 @@ local function wake_at(gate, moment)
   gate.wakes_at = gate.wakes_at or tonumber(redis.call('ZSCORE', prefix .. 'wake_due', gate.name) or math.huge)
   if gate.wakes_at <= moment then return end
   gate.wakes_at = moment
-  write('ZADD', prefix .. 'wake_due', moment, gate.name)
+  zadd(prefix .. 'wake_due', moment, gate.name)
   signal()
 end
 
 local function park_call(run, call, gate, score)
   call[CALL.waits] = gate.name
-  write('ZADD', prefix .. 'parked:' .. gate.name, score, waiter_name(run, call))
+  zadd(prefix .. 'parked:' .. gate.name, score, waiter_name(run, call))
   local moment = room_at(gate, call[CALL.slots])
   if moment then
     gate.asked_for = math.min(gate.asked_for or math.huge, moment)
@@ -98,7 +93,7 @@ local function park_call(run, call, gate, score)
 end
 
 local function unpark_call(run, call)
-  write('ZREM', prefix .. 'parked:' .. call[CALL.waits], waiter_name(run, call))
+  zrem(prefix .. 'parked:' .. call[CALL.waits], waiter_name(run, call))
 end
 
 -- Give back what a call holds, or let it wait no longer.
@@ -110,7 +105,7 @@ local function free_call(run, call)
   end
   for _, name in ipairs(call[CALL.gates]) do
     local gate = find_gate(name)
-    write('ZREM', gate.slots, unpack(slot_names(run, call)))
+    for _, member in ipairs(slot_names(run, call)) do zrem(gate.slots, member) end
     if gate.used and not gate.decay then gate.used = gate.used - call[CALL.slots] end
     freed[#freed + 1] = name
   end

@@ -30,5 +30,5 @@ local function make_way(run)
       cancel_run(others[i], 'A newer run took its place: the strategy of its deployment is CANCEL_RUNNING.')
     end
   end
-  for _, name in ipairs(freed) do write('ZADD', prefix .. 'wake_due', now, name) end
+  for _, name in ipairs(freed) do zadd(prefix .. 'wake_due', now, name) end
 end

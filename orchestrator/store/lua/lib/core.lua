@@ -5,9 +5,17 @@
 -- exception is XREADGROUP in claim.lua, whose loss `redeliver` mends.
 
 local writes = {}
+local sorted_sets = {}  -- key -> {member -> its score there; false = out of it}
+local read_off = {}  -- stream -> ids of entries that are dealt with
+local events = {}
+local changed_runs = {}
+local ttls = {}  -- key -> ms that it has left; false = it stays
 local set  -- set(run, field, value): runs.lua
+local save  -- save(run): runs.lua
 local free_calls  -- free_calls(run): calls.lua
+local MOST_ARGUMENTS = 1000  -- of one command; Lua's stack has room for 8,000
 
+-- Any command, run in the order of these calls.
 local function write(...)
   writes[#writes + 1] = {...}
 end
@@ -16,9 +24,89 @@ local function later(act)
   writes[#writes + 1] = act
 end
 
+-- Members of sorted sets. One command a set then moves them all; the last word about a member counts.
+local function zadd(key, score, member)
+  local members = sorted_sets[key]
+  if not members then
+    members = {}
+    sorted_sets[key] = members
+  end
+  members[member] = score
+end
+
+local function zrem(key, member)
+  zadd(key, false, member)
+end
+
+-- An entry of a stream of runs that is dealt with.
+local function xdrop(stream, id)
+  local ids = read_off[stream]
+  if not ids then
+    ids = {}
+    read_off[stream] = ids
+  end
+  ids[#ids + 1] = id
+end
+
+-- How long a key may stay from now on, also one that this script writes.
+local function expire(key, ms)
+  ttls[key] = ms
+end
+
+-- An event in the namespace's feed. Watchers follow it; it is trimmed, and nobody's correctness depends on it.
+local function emit(...)
+  events[#events + 1] = {...}
+end
+
+local function in_parts(list, command, key, group)
+  for i = 1, #list, MOST_ARGUMENTS do
+    local last = math.min(i + MOST_ARGUMENTS - 1, #list)
+    if group then redis.call(command, key, group, unpack(list, i, last)) else redis.call(command, key, unpack(list, i, last)) end
+  end
+end
+
+-- A number as Redis reads it. Handed over as a number it would be written out anew each time, which costs as much as the command.
+local texts = {}
+local function as_text(number)
+  local text = texts[number]
+  if not text then
+    text = number % 1 == 0 and string.format('%d', number) or string.format('%.17g', number)
+    texts[number] = text
+  end
+  return text
+end
+
+local function move_members(key, members)
+  local joining, leaving = {}, {}
+  for member, score in pairs(members) do
+    if score then
+      joining[#joining + 1] = as_text(score)
+      joining[#joining + 1] = member
+    else
+      leaving[#leaving + 1] = member
+    end
+  end
+  in_parts(leaving, 'ZREM', key)
+  in_parts(joining, 'ZADD', key)
+end
+
 local function commit()
   for _, entry in ipairs(writes) do
     if type(entry) == 'function' then entry() else redis.call(unpack(entry)) end
+  end
+  for key, members in pairs(sorted_sets) do move_members(key, members) end
+  for stream, ids in pairs(read_off) do
+    in_parts(ids, 'XACK', prefix .. stream, 'workers')
+    in_parts(ids, 'XDEL', prefix .. stream)
+  end
+  for _, run in ipairs(changed_runs) do save(run) end
+  for key, ms in pairs(ttls) do
+    if ms then redis.call('PEXPIRE', key, ms) else redis.call('PERSIST', key) end
+  end
+  if events[1] then
+    local feed = prefix .. 'events'
+    for _, event in ipairs(events) do redis.call('XADD', feed, '*', 'e', unpack(event)) end
+    redis.call('XTRIM', feed, 'MAXLEN', '~', EVENTS_KEPT)
   end
 end
 
@@ -33,11 +121,6 @@ local function split(text)
     for part in string.gmatch(text, '[^\n]+') do parts[#parts + 1] = part end
   end
   return parts
-end
-
--- An event in the namespace's feed. Watchers follow it; it is trimmed, and nobody's correctness depends on it.
-local function emit(name, ...)
-  write('XADD', prefix .. 'events', 'MAXLEN', '~', EVENTS_KEPT, '*', 'e', name, ...)
 end
 
 -- Wake the schedulers that sleep until the next due run: an earlier one has come.

@@ -185,7 +185,7 @@ local function take_slots(run, attempt)
   local held, names = held_gates(run), split(run.gates)
   for _, gate in ipairs(gates_of(run)) do
     if gate.limit and not held[gate.name] then
-      write('ZADD', gate.slots, now, slot(run, attempt))
+      zadd(gate.slots, now, slot(run, attempt))
       gate.used = gate.used + 1
       gate.takers = gate.takers or {}
       gate.takers[#gate.takers + 1] = run
@@ -202,13 +202,13 @@ local function free_slots(run)
   local attempt = present(run.reserved) and run.attempt + 1 or run.attempt
   for _, name in ipairs(split(run.gates)) do
     local gate = find_gate(name)
-    write('ZREM', gate.slots, slot(run, attempt))
+    zrem(gate.slots, slot(run, attempt))
     if gate.used then gate.used = gate.used - 1 end
     freed[#freed + 1] = name
   end
   set(run, 'gates', '')
   if present(run.reserved) then
     set(run, 'reserved', '')
-    write('ZREM', prefix .. 'reservations', run.id)
+    zrem(prefix .. 'reservations', run.id)
   end
 end

@@ -20,14 +20,14 @@ end
 local function take_share(run, gate)
   gate.used = gate.used + 1
   set(run, 'share', '1')
-  write('ZADD', gate.slots, now, slot(run, run.attempt + 1))
+  zadd(gate.slots, now, slot(run, run.attempt + 1))
 end
 
 local function free_share(run)
   local gate = share_of(run)
   gate.used = gate.used - 1
   set(run, 'share', '')
-  write('ZREM', gate.slots, slot(run, run.attempt + 1))
+  zrem(gate.slots, slot(run, run.attempt + 1))
   freed[#freed + 1] = gate.name
 end
 
@@ -44,23 +44,22 @@ end
 local function leave(run)
   local place = run.place
   if place == 'due' then
-    write('ZREM', prefix .. 'due', run.id)
-    if present(run.sched) then write('ZREM', prefix .. 'planned:' .. run.dep .. ':' .. run.sched, run.id) end
+    zrem(prefix .. 'due', run.id)
+    if present(run.sched) then zrem(prefix .. 'planned:' .. run.dep .. ':' .. run.sched, run.id) end
   elseif place == 'queued' then
     local id, stream = string.match(run.msg, '^(%S+) (.*)$')
-    write('XACK', prefix .. stream, GROUP, id)
-    write('XDEL', prefix .. stream, id)
+    xdrop(stream, id)
     set(run, 'msg', '')
     if present(run.share) then free_share(run) end
   elseif place == 'parked' then
-    write('ZREM', prefix .. 'parked:' .. run.gate, run.id)
+    zrem(prefix .. 'parked:' .. run.gate, run.id)
     set(run, 'gate', '')
   elseif place == 'leased' then
-    write('ZREM', prefix .. 'leases', run.id)
+    zrem(prefix .. 'leases', run.id)
   elseif place == 'paused' then
-    write('ZREM', prefix .. 'paused', run.id)
+    zrem(prefix .. 'paused', run.id)
   elseif place == 'ended' then
-    for _, key in ipairs(kept_keys(run)) do write('PERSIST', key) end
+    for _, key in ipairs(kept_keys(run)) do expire(key, false) end
     set(run, 'ended', '')
   end
 end
@@ -73,16 +72,13 @@ end
 
 local function to_due(run, due)
   set(run, 'place', 'due')
-  write('ZADD', prefix .. 'due', due, run.id)
+  zadd(prefix .. 'due', due, run.id)
   signal()
 end
 
 local function to_stream(run, stream)
   set(run, 'place', 'queued')
-  later(function()
-    local id = redis.call('XADD', prefix .. stream, '*', 'r', run.id)
-    redis.call('HSET', run.key, 'msg', id .. ' ' .. stream)
-  end)
+  later(function() set(run, 'msg', redis.call('XADD', prefix .. stream, '*', 'r', run.id) .. ' ' .. stream) end)
 end
 
 -- Runs that come in one call, and are due in the same millisecond, keep their order: a score has room for some 200 of them.
@@ -95,7 +91,7 @@ end
 local function to_parked(run, gate, score)
   set(run, 'place', 'parked')
   set(run, 'gate', gate.name)
-  write('ZADD', prefix .. 'parked:' .. gate.name, score, run.id)
+  zadd(prefix .. 'parked:' .. gate.name, score, run.id)
 end
 
 local function to_queue(run)
@@ -130,8 +126,7 @@ local function open_message(stream, message, fields)
     leave(run)
     to_resumed(run)
   else
-    write('XACK', prefix .. stream, GROUP, message)
-    write('XDEL', prefix .. stream, message)
+    xdrop(stream, message)
   end
   return false
 end
@@ -140,23 +135,23 @@ local function to_leased(run, worker, lease_ms)
   set(run, 'place', 'leased')
   set(run, 'attempt', run.attempt + 1)
   set(run, 'worker', worker)
-  write('ZADD', prefix .. 'leases', now + lease_ms, run.id)
-  if present(run.expires) then write('ZREM', prefix .. 'expires', run.id) end
+  zadd(prefix .. 'leases', now + lease_ms, run.id)
+  if present(run.expires) then zrem(prefix .. 'expires', run.id) end
 end
 
 local function to_paused(run, deadline)
   set(run, 'place', 'paused')
-  write('ZADD', prefix .. 'paused', deadline, run.id)
+  zadd(prefix .. 'paused', deadline, run.id)
 end
 
 local function let_expire(run)
-  for _, key in ipairs(kept_keys(run)) do write('PEXPIRE', key, net_ttl()) end
+  for _, key in ipairs(kept_keys(run)) do expire(key, net_ttl()) end
 end
 
 local function to_ended(run, ended)
   set(run, 'place', 'ended')
   set(run, 'ended', ended or now)
-  if present(run.expires) then write('ZREM', prefix .. 'expires', run.id) end
+  if present(run.expires) then zrem(prefix .. 'expires', run.id) end
   let_expire(run)
 end
 

@@ -1,29 +1,35 @@
 -- A run in memory: read once, changed, written once; its state, its history, the indexes it stands in, its birth and its end.
 --
--- A run is read once per script (`load_run`), changed in memory (`set`), and written once at the end. The tables
--- TRANSITIONS and PLACE_STATES come from states.py. A field that is absent reads as ''. `due` is when the run was meant to start;
--- `ready`, stored where it differs, is when it may start next: a retry's time, or when it was queued again.
+-- A run is read once per script (`load_run`), changed in memory (`set`), and written once at the end. Its hash holds:
+--
+--   run      msgpack, an array of the fields that layout.py lists; it also makes the functions that read and write it
+--   history  msgpack, one entry after the other: {name, since in ms, attempt, message}
+--   params, result  msgpack, if there are any: read by nobody here but `create` and `claim`
+--
+-- `due` is when the run was meant to start; `ready`, stored where it differs, is when it may start next: a retry's time, or when it
+-- was queued again. The tables TRANSITIONS and PLACE_STATES come from states.py.
 --
 -- A run that cannot be read (its key is no hash, fields are missing or garbled) counts as none: whoever meets it goes on with the
 -- others. Who meets it first writes a dead letter about it and gives it a TTL.
 
-local FIELDS = {
-  'state', 'label', 'message', 'at', 'place', 'gate', 'msg', 'attempt', 'pool', 'queue', 'prio', 'dep', 'sched', 'flow', 'tags',
-  'due', 'ready', 'started', 'expires', 'starts', 'crashes', 'budget', 'worker', 'parent', 'idem', 'gates', 'reserved', 'outcome',
-  'history', 'kind', 'name', 'ended', 'calls', 'share',
-}
-local NUMBERS = {attempt = 0, prio = 1, due = 0, ready = 0, starts = 0, crashes = 0, budget = 1}
-local TIMES = {'at', 'started', 'expires', 'reserved', 'ended'}
 local HISTORY_BYTES = 32768
 local LETTERS_KEPT, LETTER_BYTES = 10000, 1024
 local loaded = {}
 local unreadable = {}
+local read_too  -- a field of its own that a script wants of every run, beside `history`
 
--- One HSET and at most one HDEL per changed run, however many fields a script touched.
-local function save(run)
-  local sets, gone = {}, {}
-  for field in pairs(run.changed) do
-    local value = run[field]
+local OWN = {history = true, params = true, result = true}  -- fields of the hash of their own
+
+-- What is stored of a run, once nothing more is to be changed.
+local function packed(run)
+  run.as_stored = run.as_stored or cmsgpack.pack(array_of(run))
+  return run.as_stored
+end
+
+save = function(run)
+  if run.deleted then return end
+  local sets, gone = {'run', packed(run)}, {}
+  for field, value in pairs(run.own) do
     if value == '' then
       gone[#gone + 1] = field
     else
@@ -31,23 +37,24 @@ local function save(run)
       sets[#sets + 1] = value
     end
   end
-  if #sets > 0 then redis.call('HSET', run.key, unpack(sets)) end
+  redis.call('HSET', run.key, unpack(sets))
   if #gone > 0 and not run.new then redis.call('HDEL', run.key, unpack(gone)) end
 end
 
 set = function(run, field, value)
-  if not run.changed then
-    run.changed = {}
-    later(function() if not run.deleted then save(run) end end)
+  run.as_stored = nil
+  if not run.own then
+    run.own = {}
+    changed_runs[#changed_runs + 1] = run
   end
   run[field] = value
-  run.changed[field] = true
+  if OWN[field] then run.own[field] = value end
 end
 
 -- How long Redis keeps what has ended if the pruner never comes: the namespace's retention and a week.
 local net_ms
 local function net_ttl()
-  net_ms = net_ms or (tonumber(redis.call('HGET', prefix .. 'settings', 'retention_ms') or RETENTION_MS) + 7 * 86400000)
+  net_ms = net_ms or as_text(tonumber(redis.call('HGET', prefix .. 'settings', 'retention_ms') or RETENTION_MS) + 7 * 86400000)
   return net_ms
 end
 
@@ -58,11 +65,7 @@ local function dead_letter(stream, message, id, why, content)
 end
 
 local function is_id(text)
-  return type(text) == 'string' and #text == 22 and not string.find(text, '[^%w_-]')
-end
-
-local function is_whole(text)
-  return #text <= 16 and string.find(text, '^%-?%d+$')
+  return #text == 22 and not string.find(text, '[^%w_-]')
 end
 
 -- The id of an entry, and the stream that it stands in.
@@ -85,20 +88,13 @@ local function are_calls(packed)
   return true
 end
 
--- Why nobody can work with a run's fields, all of them still text; nil if everybody can. records.defect says the same.
+-- Why nobody can work with a run; nil if everybody can. records.defect says the same.
 local function defect(run)
-  if run.state == '' then return 'it has no state' end
+  local states = PLACE_STATES[run.place]
   if not TRANSITIONS[run.state] then return 'its state is unknown' end
-  if not PLACE_STATES[run.place] then return 'its place is unknown' end
-  if not string.find(PLACE_STATES[run.place], ' ' .. run.state .. ' ', 1, true) then return 'it cannot be in that state there' end
-  for field in pairs(NUMBERS) do
-    if run[field] ~= '' and not is_whole(run[field]) then return 'its ' .. field .. ' is no number' end
-  end
-  for _, field in ipairs(TIMES) do
-    if run[field] ~= '' and not is_whole(run[field]) then return 'its ' .. field .. ' is no number' end
-  end
-  local prio = tonumber(run.prio ~= '' and run.prio or 1)
-  if prio < 0 or prio > 2 then return 'its prio is unknown' end
+  if not states then return 'its place is unknown' end
+  if not string.find(states, ' ' .. run.state .. ' ', 1, true) then return 'it cannot be in that state there' end
+  if run.prio > 2 then return 'its prio is unknown' end
   if run.flow == '' or run.at == '' then return 'it has no ' .. (run.flow == '' and 'flow' or 'at') end
   if (run.dep ~= '' and not is_id(run.dep)) or (run.parent ~= '' and not is_id(run.parent)) then return 'it names what is no id' end
   if (run.place == 'queued' or run.msg ~= '') and not is_place(run.msg) then return 'its message is none' end
@@ -118,37 +114,39 @@ local function give_up(id, why, content)
   end)
 end
 
-local function load_run(id)
-  local run = loaded[id]
-  if run ~= nil then return run end
-  if not is_id(id) then return false end
-  loaded[id] = false
+local function read_array(id, array)
+  return is_run(array) and run_of(id, array)
+end
+
+local function give_up_array(id, array, why)
+  local wrong, shown = describe(array)
+  return give_up(id, why or wrong, shown)
+end
+
+-- The run as its hash has it, or nil if there is none, or none that can be read.
+local function stored_run(id)
   local key = prefix .. 'run:' .. id
-  local values = redis.pcall('HMGET', key, unpack(FIELDS))
-  if values.err then
-    local kind = redis.call('TYPE', key).ok
-    if kind == 'hash' or kind == 'none' then values = redis.call('HMGET', key, unpack(FIELDS)) end
-    if values.err then
-      give_up(id, 'its key is no hash', kind)
-      return false
-    end
+  local values = read_too and redis.pcall('HMGET', key, 'run', 'history', read_too) or redis.pcall('HMGET', key, 'run', 'history')
+  if values.err then return give_up(id, 'its key is no hash', redis.call('TYPE', key).ok) end
+  local packed = values[1]
+  if not packed then
+    if redis.call('EXISTS', key) == 1 then give_up(id, 'it has no fields', '') end
+    return
   end
-  if not values[1] and redis.call('EXISTS', key) == 0 then return false end
-  run = {id = id, key = key}
-  for i, field in ipairs(FIELDS) do run[field] = values[i] or '' end
+  local fine, array = pcall(cmsgpack.unpack, packed)
+  if not fine or type(array) ~= 'table' then return give_up(id, 'its fields cannot be read', packed) end
+  local whole, run = pcall(read_array, id, array)
+  if not whole or not run then return give_up_array(id, array) end
   local why = defect(run)
-  if why then
-    local content = {}
-    for i, field in ipairs(FIELDS) do
-      if values[i] then content[#content + 1] = field .. '=' .. string.sub(values[i], 1, 200) end
-    end
-    give_up(id, why, table.concat(content, ' '))
-    return false
-  end
-  for field, otherwise in pairs(NUMBERS) do run[field] = tonumber(run[field]) or otherwise end
-  if run.ready == 0 then run.ready = run.due end
-  loaded[id] = run
+  if why then return give_up_array(id, array, why) end
+  run.history = values[2] or ''
+  if read_too then run[read_too] = values[3] or '' end
   return run
+end
+
+local function load_run(id)
+  if loaded[id] == nil then loaded[id] = #id == 22 and stored_run(id) or false end
+  return loaded[id]
 end
 
 -- Whether the run's latest attempt is this one, and this worker's: a fail-over that forgot a claim has given the number out twice.
@@ -188,48 +186,58 @@ local function allows(from, to)
   return string.find(TRANSITIONS[from], ' ' .. to .. ' ', 1, true) ~= nil
 end
 
+local function ready_of(run)
+  return run.ready ~= '' and run.ready or run.due
+end
+
 -- Enter a state (`since` a moment, now if not given), if the table allows it. Moves the state index,
 -- extends the history, tells the feed.
 local function enter(run, state, message, label, since)
   if run.state ~= '' and not allows(run.state, state) then return false end
-  if run.state ~= '' and run.state ~= state then write('ZREM', index_key('state', run.state), run.id) end
+  if run.state ~= '' and run.state ~= state then zrem(index_key('state', run.state), run.id) end
   local waits = state == 'Scheduled' or state == 'Late' or state == 'AwaitingRetry' or state == 'AwaitingConcurrencySlot'
   since = since or now
-  write('ZADD', index_key('state', state), waits and run.ready or since, run.id)
+  zadd(index_key('state', state), waits and ready_of(run) or since, run.id)
   set(run, 'state', state)
   set(run, 'label', label ~= state and label or '')
   set(run, 'message', message or '')
   set(run, 'at', since)
   set(run, 'history', extended(run.history, {present(label) and label or state, since, run.attempt, message or ''}))
-  emit('run.' .. state, 'r', run.id, 'f', run.flow, 'a', run.attempt)
+  emit('run.' .. state, 'r', run.id, 'f', run.flow, 'a', as_text(run.attempt))
   return true
+end
+
+-- Note that there is a key of that kind, log or tasks, beside the run.
+local function has_beside(run, kind)
+  if not string.find(run.beside, kind, 1, true) then set(run, 'beside', run.beside == '' and kind or run.beside .. ' ' .. kind) end
 end
 
 -- The keys that live as long as the run: without a TTL until it ends, with one from then on.
 local function kept_keys(run)
-  local keys = {run.key, prefix .. 'log:' .. run.id, prefix .. 'tasks:' .. run.id}
+  local keys = {run.key}
+  for kind in string.gmatch(run.beside, '%l+') do keys[#keys + 1] = prefix .. kind .. ':' .. run.id end
   if present(run.idem) then keys[#keys + 1] = prefix .. 'idempotency:' .. run.idem end
   return keys
 end
 
--- A run that no key stands for yet, from the flat list of its first fields; it is in no place and has no state.
-local function new_run(id, fields, tags, due)
-  local run = {id = id, key = prefix .. 'run:' .. id, new = true}
-  for _, field in ipairs(FIELDS) do run[field] = NUMBERS[field] or '' end
+-- A run that no key stands for yet, from the array of its first fields; it is in no place and has no state.
+local function new_run(id, fields, tags, due, params)
+  local run = run_of(id, fields)
+  run.new = true
+  run.history = ''
   loaded[id] = run
-  for i = 1, #fields, 2 do set(run, fields[i], NUMBERS[fields[i]] and tonumber(fields[i + 1]) or fields[i + 1]) end
   set(run, 'tags', table.concat(tags, '\n'))
   set(run, 'due', due)
-  run.ready = due
   set(run, 'created', now)
-  for _, key in ipairs(index_keys(run)) do write('ZADD', key, due, id) end
+  if params ~= '' then set(run, 'params', params) end
+  for _, key in ipairs(index_keys(run)) do zadd(key, due, id) end
   return run
 end
 
 local function leave_indexes(run)
-  for _, key in ipairs(index_keys(run)) do write('ZREM', key, run.id) end
-  write('ZREM', index_key('state', run.state), run.id)
-  if present(run.expires) then write('ZREM', prefix .. 'expires', run.id) end
+  for _, key in ipairs(index_keys(run)) do zrem(key, run.id) end
+  zrem(index_key('state', run.state), run.id)
+  if present(run.expires) then zrem(prefix .. 'expires', run.id) end
 end
 
 -- Remove every trace of a run that is in no place any more, or has ended.

@@ -13,7 +13,7 @@ local function admit(run, message)
   take_slots(run, run.attempt + 1)
   if present(run.gates) then
     set(run, 'reserved', now + RESERVED_MS)
-    write('ZADD', prefix .. 'reservations', now + RESERVED_MS, run.id)
+    zadd(prefix .. 'reservations', now + RESERVED_MS, run.id)
   end
   to_resumed(run)
 end
@@ -39,7 +39,7 @@ end
 local function ask_run(gate, member, score)
   local run = load_run(member)
   if not run then
-    write('ZREM', prefix .. 'parked:' .. gate.name, member)
+    zrem(prefix .. 'parked:' .. gate.name, member)
   elseif run.place == 'parked' and run.gate == gate.name then
     if gate.is_share then
       leave(run)
@@ -63,7 +63,7 @@ end
 local function ask_call(gate, member, score)
   local run, call = read_name(member)
   if not call then
-    write('ZREM', prefix .. 'parked:' .. gate.name, member)
+    zrem(prefix .. 'parked:' .. gate.name, member)
     return true, 1, 0
   end
   local slots = call[CALL.slots]
@@ -87,7 +87,7 @@ local function wake(name)
   if not gate.decay and not fits(gate, 1) then
     -- Whoever makes room wakes it again; left here, gates without room would keep those that have some out of a bounded look.
     gate.wakes_at = math.huge
-    write('ZREM', prefix .. 'wake_due', name)
+    zrem(prefix .. 'wake_due', name)
     return 0
   end
   local most = gate.is_share and math.min(wake_budget, gate.limit - gate.used) or wake_budget
@@ -108,9 +108,9 @@ local function wake(name)
   local may_have_more = fits(gate, 1) and (parked_here[name] or not refused and #waiters / 2 > asked)
   gate.wakes_at = may_have_more and now or math.min(refused and room_at(gate, refused) or math.huge, gate.asked_for or math.huge)
   if gate.wakes_at < math.huge then
-    write('ZADD', prefix .. 'wake_due', gate.wakes_at, name)
+    zadd(prefix .. 'wake_due', gate.wakes_at, name)
   else
-    write('ZREM', prefix .. 'wake_due', name)
+    zrem(prefix .. 'wake_due', name)
   end
   return woken
 end
