@@ -14,7 +14,7 @@ from bench.chaos.trial import CannotRun, Outcome, Scenario, Trial
 from bench.chaos.world import World
 from bench.stage import ROOT
 
-PREVIOUS = "670ffe1769"
+PREVIOUS = "6d251125ce"
 """The commit that stands for the release before this one. Move it when a release is made."""
 
 _FOLDERS = ("orchestrator", "workers", "scheduler", "cli")
