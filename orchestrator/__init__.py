@@ -13,7 +13,16 @@ from orchestrator._version import __version__
 if TYPE_CHECKING:
     from orchestrator.context import tags
     from orchestrator.flows import Flow, flow
-    from orchestrator.futures import Future, FutureList, allow_failure, as_completed, quote, unmapped, wait
+    from orchestrator.futures import (
+        DistributedFuture,
+        Future,
+        FutureList,
+        allow_failure,
+        as_completed,
+        quote,
+        unmapped,
+        wait,
+    )
     from orchestrator.logging import get_run_logger
     from orchestrator.states import State
     from orchestrator.tasks import Task, task
@@ -27,6 +36,7 @@ __all__ = [
     "State",
     "Future",
     "FutureList",
+    "DistributedFuture",
     "wait",
     "as_completed",
     "unmapped",
@@ -42,7 +52,8 @@ _MODULES = {
     **dict.fromkeys(("flow", "Flow"), "flows"),
     **dict.fromkeys(("task", "Task"), "tasks"),
     "State": "states",
-    **dict.fromkeys(("Future", "FutureList", "wait", "as_completed", "unmapped", "allow_failure", "quote"), "futures"),
+    **dict.fromkeys(("Future", "FutureList", "DistributedFuture", "wait", "as_completed"), "futures"),
+    **dict.fromkeys(("unmapped", "allow_failure", "quote"), "futures"),
     "get_run_logger": "logging",
     "tags": "context",
     "Variable": "variables",

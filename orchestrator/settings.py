@@ -49,6 +49,7 @@ class Settings:
     allow_unsafe_redis: bool = _setting(False, "Go on with a server whose settings may lose runs.")
     redis_timeout_s: float = _setting(5.0, "How long to wait for one answer of Redis, in seconds.", minimum=0.01)
     redis_retry_s: float = _setting(60.0, "How long to try again while Redis cannot be reached, in seconds.", minimum=0)
+    task_pool: str = _setting("tasks", "The work pool of tasks that run in the background; created when it is needed.")
     log_level: str = _setting(
         "INFO", "Log lines below this level are dropped.", choices=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
     )

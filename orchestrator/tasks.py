@@ -1,20 +1,25 @@
-"""Tasks: the steps of a flow. Each call of one is a task run, with a state, retries, and a line in the flow run's record."""
+"""Tasks: the steps of a flow, and work in the background.
+
+Each call of one in a flow is a task run, with a state, retries, and a line in the flow run's record. ``Task.delay`` makes a run
+of its own, which some worker executes.
+"""
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timedelta
 from functools import cached_property, update_wrapper
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
 
 from orchestrator.context import FlowRunContext
-from orchestrator.engine import drive
+from orchestrator.engine import drive, submission
 from orchestrator.engine.parameters import Signature
 from orchestrator.engine.retries import Delay, Retries, as_number
 from orchestrator.engine.task_call import TaskCall, new_task_run
 from orchestrator.exceptions import InvalidDefinition, MappingLengthMismatch, MappingMissingIterable, MissingContextError
-from orchestrator.futures import Future, FutureList
+from orchestrator.futures import DistributedFuture, Future, FutureList
 from orchestrator.keys import check_name
 from orchestrator.states import State, StateType
 from orchestrator.utilities.annotations import Annotation, allow_failure, quote, unmapped
@@ -104,9 +109,25 @@ class Task(Generic[P, R]):
         if instance is None:
             return self
         bound = copy.copy(self)
-        bound.__dict__.pop("signature", None)
+        for known in ("signature", "entrypoint"):
+            bound.__dict__.pop(known, None)
         bound._bound = (instance,)
         return bound
+
+    @cached_property
+    def entrypoint(self) -> str:
+        """Where another process finds the task: ``module:name``, or ``path/file.py:name`` where a script was started as such.
+
+        Raises InvalidDefinition for a task that no other process can find.
+        """
+        from orchestrator.engine.origin import entrypoint_of
+
+        return entrypoint_of(self)
+
+    @property
+    def is_bound(self) -> bool:
+        """It is a method of one object, ``self`` filled in."""
+        return bool(self._bound)
 
     def __repr__(self) -> str:
         return f"Task({self.name!r})"
@@ -146,15 +167,98 @@ class Task(Generic[P, R]):
             return future.state
         return future
 
-    def map(self, *args: Any, return_state: bool = False, wait_for: Iterable[Any] | None = None, **kwargs: Any) -> Any:
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> DistributedFuture[R]:
+        """Have some worker run the task in the background, and return a future at once. As ``apply_async`` without options."""
+        return submission.submitter().submit(self, [(args, kwargs)], submission.NOW, _NO_KEY)[0]
+
+    def apply_async(
+        self,
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        wait_for: Iterable[Any] | None = None,
+        *,
+        eta: datetime | None = None,
+        countdown: float | timedelta | None = None,
+        expires: datetime | float | timedelta | None = None,
+        priority: str = "normal",
+        queue: str = "default",
+        pool: str | None = None,
+        idempotency_key: str | None = None,
+        tags: Iterable[str] = (),
+        run_name: str | None = None,
+    ) -> DistributedFuture[R]:
+        """Have some worker run the task in the background, and return a future at once.
+
+        args, kwargs: the arguments of the call. Futures among them, and those in wait_for, are waited for here.
+        eta, countdown: start it then (a datetime with a time zone), or after so many seconds, instead of now.
+        expires: a run that has not started by then, or in so many seconds from now, is cancelled.
+        priority: high, normal or low, within its work queue. queue: a work queue of the pool.
+        pool: the work pool; by default that of the setting ``task_pool``, which is created if need be.
+        idempotency_key: a second call of this task with the same key and arguments gives a future of the first one's run.
+        tags: on the run, beside those of the task and of ``tags`` blocks. run_name: its name; by default as ``task_run_name``
+        has it, or two words.
+
+        Inside a flow, the run is recorded as started by the flow run. It is independent of it all the same: it neither keeps
+        the flow run from ending nor is it cancelled with it.
+
+        Raises ParameterBindError, ParameterTypeError, PayloadTooLarge, InvalidDefinition (no other process can find the task),
+        ObjectNotFound (no such pool or queue), Refused (another type of pool; the key stands for other arguments), StoreFull,
+        StoreUnavailable.
+        """
+        options = submission.options_of(
+            eta, countdown, expires, priority=priority, queue=queue, pool=pool, tags=tags, run_name=run_name
+        )
+        submission.wait_for(wait_for)
+        return submission.submitter().submit(self, [(tuple(args), dict(kwargs or {}))], options, [idempotency_key])[0]
+
+    def delay_many(
+        self,
+        calls: Iterable[Any],
+        *,
+        eta: datetime | None = None,
+        countdown: float | timedelta | None = None,
+        expires: datetime | float | timedelta | None = None,
+        priority: str = "normal",
+        queue: str = "default",
+        pool: str | None = None,
+        idempotency_keys: Iterable[str] | None = None,
+        tags: Iterable[str] = (),
+    ) -> FutureList[R]:
+        """``apply_async`` for many calls, a hundred in one request; the futures in their order.
+
+        Each of ``calls`` is a tuple of arguments, a dict of named arguments, or, if it is neither, the only argument.
+        ``idempotency_keys``: one for each call. The options are those of ``apply_async``, the same for all.
+
+        Nothing is submitted if one of the calls is wrong. If Redis fails in the middle, some may have been submitted all the
+        same: with idempotency keys it is safe to try again.
+        """
+        options = submission.options_of(eta, countdown, expires, priority=priority, queue=queue, pool=pool, tags=tags)
+        every = [submission.arguments_of(call) for call in calls]
+        keys = [None] * len(every) if idempotency_keys is None else list(idempotency_keys)
+        return FutureList(submission.submitter().submit(self, every, options, keys))
+
+    def map(
+        self,
+        *args: Any,
+        return_state: bool = False,
+        wait_for: Iterable[Any] | None = None,
+        deferred: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         """Submit the task once for each element of its iterable arguments; a FutureList in their order.
 
         Several iterables go side by side and must be equally long. Strings, and what ``unmapped`` marks, go whole into every
-        call. A future of a list is waited for.
+        call. A future of a list is waited for. With ``deferred``, workers run the calls in the background, as ``delay_many``
+        has it.
 
         Raises MappingLengthMismatch, MappingMissingIterable.
         """
         calls = self._mapped(self.signature.bind_given(args, kwargs))
+        if deferred:
+            submission.wait_for(wait_for)
+            deferred_calls = list(calls)
+            keys = [None] * len(deferred_calls)
+            return FutureList(submission.submitter().submit(self, deferred_calls, submission.NOW, keys))
         every = None if wait_for is None else list(wait_for)
         futures: FutureList[R] = FutureList(self.submit(*some, wait_for=every, **named) for some, named in calls)
         if return_state:
@@ -231,6 +335,11 @@ class Task(Generic[P, R]):
         """What ``task_run_name`` makes of a run's arguments."""
         return render_run_name(self.task_run_name, context.parameters, f"task_run_name of task '{self.name}'")
 
+    def name_of_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """What ``task_run_name`` makes of the arguments of a call that runs elsewhere."""
+        what = f"task_run_name of task '{self.name}'"
+        return render_run_name(self.task_run_name, self.signature.bind(args, kwargs), what)
+
     def submitted_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], wait_for: list[Any] | None) -> TaskCall:
         """A call for a task runner; its run is known, as Pending, from now on."""
         flow = FlowRunContext.get()
@@ -295,6 +404,8 @@ class Task(Generic[P, R]):
         variadic = next((n for n, p in parameters.items() if p.kind is inspect.Parameter.VAR_KEYWORD), None)
         return {**known, variadic: extra} if variadic is not None and extra else known
 
+
+_NO_KEY = [None]
 
 _HOOKS = ("on_completion", "on_failure", "on_running")
 

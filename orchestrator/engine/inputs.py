@@ -101,7 +101,7 @@ def resolve(value: Any, upstream: list[str], producers: Producers | None) -> Any
         if isinstance(item, Future):
             _note(upstream, item.task_run_id)
             item.wait()
-            return _result(item.state, failure_allowed, f"Task run '{item.task_run.name}'")
+            return _result(item.state, failure_allowed, f"Task run '{item.name}'")
         if isinstance(item, State):
             origin = producers.of(item) if producers else None
             _note(upstream, origin)

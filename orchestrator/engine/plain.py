@@ -8,8 +8,11 @@ from typing import Any
 import msgpack
 
 from orchestrator.engine.protocol import INLINE_BYTES
+from orchestrator.exceptions import MissingResult
 
 _SHOWN = 200
+_NOT_KEPT = 1
+"""The type of msgpack's extension that stands in place of a result, with the reason why there is none."""
 
 
 def plain(value: Any) -> Any:
@@ -52,6 +55,39 @@ def packed_result(value: Any) -> bytes:
     except (TypeError, ValueError, OverflowError, RecursionError):
         return b""
     return packed if len(packed) <= INLINE_BYTES else b""
+
+
+def kept_result(value: Any) -> bytes:
+    """A returned value for the record of a run whose result others read; empty for None.
+
+    What pydantic knows is kept in its JSON form. In place of what cannot be kept at all stands why: ``read_result`` raises it.
+    """
+    if value is None:
+        return b""
+    packed = packed_result(value)
+    if packed:
+        return packed
+    try:
+        from pydantic_core import to_jsonable_python
+
+        packed = msgpack.packb(to_jsonable_python(value))
+        problem = f"its value takes {len(packed):,} bytes, and {INLINE_BYTES:,} are kept"
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        packed, problem = b"", f"a {type(value).__name__} is nothing that a run can keep"
+    if packed and len(packed) <= INLINE_BYTES:
+        return packed
+    return bytes(msgpack.packb(msgpack.ExtType(_NOT_KEPT, problem.encode())))
+
+
+def read_result(packed: bytes) -> Any:
+    """The value that ``kept_result`` kept. Raises MissingResult."""
+    value = msgpack.unpackb(packed, strict_map_key=False) if packed else None
+    if isinstance(value, msgpack.ExtType) and value.code == _NOT_KEPT:
+        raise MissingResult(
+            f"The run completed, but its result was not kept: {value.data.decode()}.",
+            hint="Return plain data, a model or a dataclass; or write the data to a file or a table and return where.",
+        )
+    return value
 
 
 def shorten(value: Any) -> str:

@@ -21,7 +21,7 @@ from orchestrator.store.client import Redis
 from orchestrator.store.limits import Limits, pool_gate, queue_gate
 from orchestrator.store.scripts import SHARE, Scripts
 
-POOL_TYPES = ("process",)
+POOL_TYPES = ("process", "thread")
 """The types of work pool that this release can run."""
 
 _BATCH = 100
