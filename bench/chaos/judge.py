@@ -8,6 +8,7 @@ a later attempt starts before the last effect of an earlier one. A restart is on
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from itertools import pairwise
 from bench.chaos.ledger import Effect, Kill
 from bench.measure import percentile
 from orchestrator.models import Run
+
+_OUTLIVES_S = 1.0
 
 
 @dataclass
@@ -68,7 +71,7 @@ def judge(
     ``may_restart``: a run may start again though nobody harmed its processes, for the fault was elsewhere (Redis, or a busy
     machine on which a quick form's lease of 1 s was not renewed in time). Such restarts are then counted, and no problem.
     """
-    moments = _first_harm(kills)
+    harms = Harms(kills)
     verdict = Verdict(runs=len(submitted), kills=len({kill.at for kill in kills}), hits=count_hits(effects, kills))
     by_run: dict[str, list[Effect]] = defaultdict(list)
     for effect in effects:
@@ -77,26 +80,34 @@ def judge(
     held: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for run, tags in submitted.items():
         mine, stored = by_run[run], runs.get(run)
-        for gate, interval in _intervals(mine, tags, moments):
+        for gate, interval in _intervals(mine, tags, harms):
             held[gate].append(interval)
         if stored is None or _is_lost(stored, mine):
             verdict.lost += 1
             verdict.problems.append(f"lost: run {run} is {stored.state if stored else 'gone'}, but {_brief(mine)}")
             continue
-        if _is_double(stored, mine, moments, may_restart):
+        if _is_double(stored, mine, harms, may_restart):
             verdict.doubled += 1
             verdict.problems.append(f"double: run {run}, accepted attempt {stored.attempt}, {_brief(mine)}")
-        recoveries += _judge_restarts(verdict, mine, moments, may_restart)
+        recoveries += _judge_restarts(verdict, mine, harms, may_restart)
     verdict.recovery_p99_s = percentile(recoveries, 0.99) if recoveries else 0.0
     verdict.most_at_once = {gate: _most(intervals) for gate, intervals in held.items()}
     return verdict
 
 
-def _first_harm(kills: Iterable[Kill]) -> dict[int, float]:
-    moments: dict[int, float] = {}
-    for kill in kills:
-        moments[kill.pid] = min(kill.at, moments.get(kill.pid, kill.at))
-    return moments
+class Harms:
+    """When processes were harmed. Their numbers come round again within minutes, so a harm belongs to those that lived then."""
+
+    def __init__(self, kills: Iterable[Kill]) -> None:
+        self._moments: dict[int, list[float]] = defaultdict(list)
+        for kill in sorted(kills, key=lambda kill: kill.at):
+            self._moments[kill.pid].append(kill.at)
+
+    def of(self, attempt: Sequence[Effect]) -> list[float]:
+        """The first harm to each of an attempt's processes since it began, or shortly before: a body outlives its worker a little."""
+        since = attempt[0].at - _OUTLIVES_S
+        found = ((pid, bisect_left(self._moments[pid], since)) for pid in attempt[0].processes if pid in self._moments)
+        return [self._moments[pid][place] for pid, place in found if place < len(self._moments[pid])]
 
 
 def _is_lost(stored: Run, mine: Sequence[Effect]) -> bool:
@@ -104,24 +115,29 @@ def _is_lost(stored: Run, mine: Sequence[Effect]) -> bool:
     return not stored.state.is_completed() or not any(e.phase == "end" and e.attempt == stored.attempt for e in mine)
 
 
-def _is_double(stored: Run, mine: Sequence[Effect], harmed: Mapping[int, float], may_restart: bool) -> bool:
+def _is_double(stored: Run, mine: Sequence[Effect], harms: Harms, may_restart: bool) -> bool:
     """More counts of it than one: see the top of this file."""
     times = Counter((effect.phase, effect.attempt) for effect in mine if effect.phase in ("start", "end"))
     last = next(effect.at for effect in mine if effect.phase == "end" and effect.attempt == stored.attempt)
     unharmed = any(
-        effect.phase == "end" and effect.attempt != stored.attempt and not _is_harmed(effect, harmed) for effect in mine
+        effect.phase == "end" and effect.attempt != stored.attempt and not _is_harmed(_of(mine, effect.attempt), harms)
+        for effect in mine
     )
     completed = sum(entry.name == "Completed" for entry in stored.history)
     started_again = any(effect.phase == "start" and effect.at > last for effect in mine)
     return completed != 1 or max(times.values()) > 1 or (unharmed and not may_restart) or started_again
 
 
-def _is_harmed(effect: Effect, harmed: Mapping[int, float]) -> bool:
+def _of(effects: Sequence[Effect], attempt: int) -> list[Effect]:
+    return [effect for effect in effects if effect.attempt == attempt]
+
+
+def _is_harmed(attempt: Sequence[Effect], harms: Harms) -> bool:
     """Somebody harmed its processes, or had killed its worker before it wrote down who that was: init stands there then."""
-    return any(pid in harmed or pid == 1 for pid in effect.processes)
+    return bool(harms.of(attempt)) or any(1 in effect.processes for effect in attempt)
 
 
-def _judge_restarts(verdict: Verdict, mine: Sequence[Effect], harmed: Mapping[int, float], may_restart: bool) -> list[float]:
+def _judge_restarts(verdict: Verdict, mine: Sequence[Effect], harms: Harms, may_restart: bool) -> list[float]:
     """Judge each start after the first; seconds from the first harm to the start that made up for it."""
     recoveries = []
     for earlier, later in pairwise(effect for effect in mine if effect.phase == "start"):
@@ -129,12 +145,12 @@ def _judge_restarts(verdict: Verdict, mine: Sequence[Effect], harmed: Mapping[in
         if any(effect.attempt == earlier.attempt and effect.at > later.at for effect in mine):
             verdict.at_once += 1
             verdict.problems.append(f"two attempts at once: run {later.run}, {_brief(mine)}")
-        causes = [harmed[pid] for pid in earlier.processes if pid in harmed]
+        causes = harms.of(_of(mine, earlier.attempt))
         if causes:
             # One that was hit before waits longer each time: crashes have a back-off.
             recoveries += [later.at - min(causes)] if earlier.attempt == 1 else []
             continue
-        if _is_harmed(earlier, harmed):
+        if _is_harmed(_of(mine, earlier.attempt), harms):
             continue
         verdict.unexplained += 1
         if not may_restart:
@@ -142,13 +158,11 @@ def _judge_restarts(verdict: Verdict, mine: Sequence[Effect], harmed: Mapping[in
     return recoveries
 
 
-def _intervals(
-    mine: Sequence[Effect], tags: Sequence[str], harmed: Mapping[int, float]
-) -> Iterable[tuple[str, tuple[float, float]]]:
+def _intervals(mine: Sequence[Effect], tags: Sequence[str], harms: Harms) -> Iterable[tuple[str, tuple[float, float]]]:
     """When each attempt held which limit: from its start, or its take, to its end or, with no end, to its processes' death."""
     for attempt in {effect.attempt for effect in mine}:
-        effects = [effect for effect in mine if effect.attempt == attempt]
-        deaths = [harmed[pid] for pid in effects[0].processes if pid in harmed]
+        effects = _of(mine, attempt)
+        deaths = harms.of(effects)
         over = max(effects[-1].at, min(deaths)) if deaths else effects[-1].at
         for effect in effects:
             if effect.phase == "start":
@@ -165,12 +179,18 @@ def count_hits(effects: Sequence[Effect], kills: Iterable[Kill]) -> int:
     for effect in effects:
         for pid in effect.processes:
             of_process[pid].append(effect)
-    return len({kill.at for kill in kills if _hit(kill, of_process[kill.pid])})
+    hits: set[float] = set()
+    last: dict[int, float] = {}
+    for kill in sorted(kills, key=lambda kill: kill.at):
+        if _hit(kill, last.get(kill.pid, 0.0), of_process[kill.pid]):
+            hits.add(kill.at)
+        last[kill.pid] = kill.at
+    return len(hits)
 
 
-def _hit(kill: Kill, effects: Iterable[Effect]) -> bool:
-    """A body was between its start and its end under the harmed process: it held a lease."""
-    before = [effect for effect in effects if effect.at <= kill.at]
+def _hit(kill: Kill, since: float, effects: Iterable[Effect]) -> bool:
+    """A body was between its start and its end under the harmed process: it held a lease. What was before is another's."""
+    before = [effect for effect in effects if since < effect.at <= kill.at]
     ended = {(effect.run, effect.attempt) for effect in before if effect.phase == "end"}
     return any(effect.phase == "start" and (effect.run, effect.attempt) not in ended for effect in before)
 

@@ -44,6 +44,15 @@ def test_a_run_that_was_killed_and_started_again_is_fine_and_counts_as_recovered
     assert (found.hits, found.restarted, found.recovery_p99_s) == (1, 1, 2.5)
 
 
+def test_a_harm_belongs_to_the_process_that_had_the_number_then() -> None:
+    before, after = Kill(1.5, "child", 101), Kill(900.0, "child", 101)
+    found = verdict(stored(2), start(1, 800.0), start(2, 915.0), end(2, 916.0), kills=(before, after))
+    assert found.problems == []
+    assert (found.hits, found.recovery_p99_s) == (1, 15.0)
+    found = verdict(stored(2), start(1, 800.0), start(2, 815.0), end(2, 816.0), kills=(before,))
+    assert (found.hits, found.unexplained) == (0, 1)
+
+
 def test_an_end_that_was_never_accepted_because_its_supervisor_was_killed_is_fine() -> None:
     kill = Kill(2.001, "supervisor", 5)
     assert verdict(stored(2), start(1, 1.0), end(1, 2.0), start(2, 9.0), end(2, 9.5), kills=(kill,)).problems == []
