@@ -104,7 +104,7 @@ class Harms:
             self._moments[kill.pid].append(kill.at)
 
     def of(self, attempt: Sequence[Effect]) -> list[float]:
-        """The first harm to each process of an attempt since that began, or just before: bodies outlive their worker a little."""
+        """The first harm to each process of an attempt since that began, or just before: a body outlives its worker a bit."""
         since = attempt[0].at - _OUTLIVES_S
         found = ((pid, bisect_left(self._moments[pid], since)) for pid in attempt[0].processes if pid in self._moments)
         return [self._moments[pid][place] for pid, place in found if place < len(self._moments[pid])]
