@@ -43,20 +43,23 @@ def as_lua() -> str:
     And for people: what is wrong with an array that holds none, and what stands in it.
     """
     places = list(enumerate(FIELDS.items(), 1))
-    # A comparison of what is no number is an error, which the caller catches: asking for its type takes twice as long.
-    checks = {
-        TEXT: "type(v[{i}]) == 'string'",
-        NUMBER: "v[{i}] >= 0 and v[{i}] < {latest}",
-        MOMENT: "(v[{i}] == '' or v[{i}] >= 0 and v[{i}] < {latest})",
-    }
-    is_run = " and ".join(checks[kind].format(i=i, latest=LATEST) for i, (_, kind) in places)
+    # Asking for types takes five times as long as errors, which the caller catches: a number has no length, and what is neither
+    # number nor text cannot be joined; nothing else can be compared with a number.
+    texts = [f"v[{i}]" for i, (_, kind) in places if kind == TEXT]
+    checks = {NUMBER: "v[{i}] >= 0 and v[{i}] < latest", MOMENT: "(v[{i}] == '' or v[{i}] >= 0 and v[{i}] < latest)"}
+    numbers = " and ".join(checks[kind].format(i=i) for i, (_, kind) in places if kind != TEXT)
+    lengths = " + ".join(f"#{text}" for text in texts)
+    joined = " ".join(f"_ = {text} .. ''" for text in texts)
     run = ", ".join(f"{name} = v[{i}]" for i, (name, _) in places)
     array = ", ".join(f"run.{name}" for name in FIELDS)
     newer = len(FIELDS) + 1
     names = ", ".join(f"{{'{name}', '{kind}'}}" for name, kind in FIELDS.items())
     return f"""
-local type = type
-local function is_run(v) return {is_run} end
+local function is_run(v)
+  local latest, _ = {LATEST}
+  {joined}
+  return {lengths} >= 0 and {numbers}
+end
 local function run_of(id, v) return {{id = id, key = prefix .. 'run:' .. id, newer = v[{newer}] and v, {run}}} end
 local function array_of(run)
   local v = {{{array}}}

@@ -216,3 +216,16 @@ def test_a_delivery_that_is_young_is_left_to_its_reader(floor: Floor) -> None:
 
 def _new(tag: str) -> NewRun:
     return NewRun("f", pool="p", tags=(tag,))
+
+
+def test_a_large_claim_sweeps_its_queue_but_not_what_another_worker_was_handed(floor: Floor) -> None:
+    runs = [floor.submit() for _ in range(30)]
+    [handed] = floor.deliver("w1")
+    floor.store.runs.cancel(runs[25])
+    claimed = floor.claim(20, worker="w2")
+    assert [run.id for run in claimed] == runs[1:21]
+    stream = f"{floor.store.keys.prefix}{handed.stream}"
+    assert floor.store.client.xlen(stream) == 9, "the one handed to w1, and eight that nobody has read"
+    assert [run.id for run in floor.claim(1, worker="w1", delivered=[handed])] == runs[:1]
+    assert [run.id for run in floor.claim(20, worker="w2")] == [*runs[21:25], *runs[26:]]
+    assert floor.store.client.xlen(stream) == 0

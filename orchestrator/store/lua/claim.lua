@@ -102,7 +102,11 @@ end
 for _, stream in ipairs(streams) do
   while #claimed < free and seen < 100 do
     local entries = read(stream, math.min(free - #claimed, 100 - seen))
-    for _, entry in ipairs(entries) do take(stream, entry[1], entry[2]) end
+    handed_out[stream] = handed_out[stream] or {}
+    for _, entry in ipairs(entries) do
+      table.insert(handed_out[stream], entry[1])
+      take(stream, entry[1], entry[2])
+    end
     if #entries == 0 then break end
   end
 end

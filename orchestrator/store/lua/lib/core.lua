@@ -7,12 +7,14 @@
 local writes = {}
 local sorted_sets = {}  -- key -> {member -> its score there; false = out of it}
 local read_off = {}  -- stream -> ids of entries that are dealt with
+local handed_out = {}  -- stream -> ids of the entries that this script has read as a member of the group, in order; all are dealt with
 local events = {}
 local changed_runs = {}
 local ttls = {}  -- key -> ms that it has left; false = it stays
 local set  -- set(run, field, value): runs.lua
 local save  -- save(run): runs.lua
 local free_calls  -- free_calls(run): calls.lua
+local WORTH_A_SWEEP = 8
 local MOST_ARGUMENTS = 1000  -- of one command; Lua's stack has room for 8,000
 
 -- Any command, run in the order of these calls.
@@ -90,6 +92,19 @@ local function move_members(key, members)
   in_parts(joining, 'ZADD', key)
 end
 
+-- Delete entries that are acknowledged. XDEL looks for each from the beginning of its node of a hundred. Where nobody holds any
+-- entry, all up to the last one that was read are dealt with, and those go in one sweep.
+local function delete_entries(key, ids, read)
+  if not read or #read < WORTH_A_SWEEP or redis.call('XPENDING', key, 'workers')[1] > 0 then return in_parts(ids, 'XDEL', key) end
+  local swept, rest = {}, {}
+  for i = 1, #read - 1 do swept[read[i]] = true end
+  for _, id in ipairs(ids) do
+    if not swept[id] then rest[#rest + 1] = id end
+  end
+  redis.call('XTRIM', key, 'MINID', read[#read])
+  in_parts(rest, 'XDEL', key)
+end
+
 local function commit()
   for _, entry in ipairs(writes) do
     if type(entry) == 'function' then entry() else redis.call(unpack(entry)) end
@@ -97,7 +112,7 @@ local function commit()
   for key, members in pairs(sorted_sets) do move_members(key, members) end
   for stream, ids in pairs(read_off) do
     in_parts(ids, 'XACK', prefix .. stream, 'workers')
-    in_parts(ids, 'XDEL', prefix .. stream)
+    delete_entries(prefix .. stream, ids, handed_out[stream])
   end
   for _, run in ipairs(changed_runs) do save(run) end
   for key, ms in pairs(ttls) do
