@@ -24,6 +24,8 @@
     ├── RunTimedOut             a flow or task took longer than its timeout_seconds (a TimeoutError too)
     ├── ConcurrencySlotAcquisitionError      slots of a concurrency limit cannot be had, however long one waits
     ├── AcquireConcurrencySlotTimeoutError   they were not free within timeout_seconds (a TimeoutError too)
+    ├── CannotTravel            a value that no message to another machine can carry (a TypeError too)
+    ├── RemoteTaskError         what a task raised on another machine: its type, its text and its traceback as text
     ├── MissingResult           the state carries no result
     ├── FailedRun               a run ended Failed and left no exception to raise
     ├── CrashedRun              a run ended Crashed
@@ -164,6 +166,25 @@ class ConcurrencySlotAcquisitionError(OrchError):
 
 class AcquireConcurrencySlotTimeoutError(OrchError, TimeoutError):
     """The slots were not free in time."""
+
+
+class CannotTravel(OrchError, TypeError):
+    """The value cannot be sent to another machine."""
+
+
+class RemoteTaskError(OrchError):
+    """The task raised on another machine.
+
+    ``type`` is the name of the exception's class there, ``traceback`` its traceback as text, which Python shows below ours. The
+    message is ``Type: text``.
+    """
+
+    def __init__(self, message: str | None = None, *, hint: str | None = None, kind: str = "", traceback: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.type = kind
+        self.traceback = traceback
+        if traceback:
+            self.add_note(f"It was raised there:\n{traceback}")
 
 
 class MissingResult(OrchError):

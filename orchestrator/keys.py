@@ -213,6 +213,14 @@ class Keys:
         """zset: one schedule's runs that are not due yet, by fire time."""
         return f"{self.prefix}planned:{short}:{slug}"
 
+    def rq_answers(self, runner: str) -> str:
+        """Stream with a TTL: what the RQ jobs of one task runner tell it."""
+        return f"{self.prefix}rq:{runner}:answers"
+
+    def rq_lease(self, runner: str) -> str:
+        """String with a TTL: there as long as somebody waits for the RQ jobs of one task runner."""
+        return f"{self.prefix}rq:{runner}:lease"
+
     def index(self, of: str, value: str = "") -> str:
         """zset: runs by one property (``all``, ``state``, ``flow``, ``deployment``, ``tag``, ``pool``, ``parent``)."""
         return f"{self.prefix}index:{of}:{value}" if value else f"{self.prefix}index:{of}"

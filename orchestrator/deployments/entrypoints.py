@@ -59,8 +59,7 @@ def load_flow(entrypoint: str, path: str | Path) -> Flow[..., Any]:
     from orchestrator.flows import Flow
 
     where, function = split(entrypoint)
-    root = Path(path).absolute()
-    module = _load_file(where, root, entrypoint) if where.endswith(".py") else _load_module(where, root, entrypoint)
+    module = load_module(entrypoint, path)
     found: Any = module
     for part in function.split("."):
         found = getattr(found, part, None)
@@ -73,6 +72,13 @@ def load_flow(entrypoint: str, path: str | Path) -> Flow[..., Any]:
             hint=f"Decorate it with @flow.{_flows_of(where, function, flows)}",
         )
     raise FlowLoadError(f"There is no flow {function!r} in {where}.", hint=_flows_of(where, function, flows).strip())
+
+
+def load_module(entrypoint: str, path: str | Path) -> ModuleType:
+    """The module of an entry point, imported as for ``load_flow``. Raises as that does."""
+    where, _ = split(entrypoint)
+    root = Path(path).absolute()
+    return _load_file(where, root, entrypoint) if where.endswith(".py") else _load_module(where, root, entrypoint)
 
 
 def split(entrypoint: str) -> tuple[str, str]:

@@ -80,7 +80,7 @@ def call_plain(call: Call) -> Any:
         with call.context:
             while _begin(call):
                 if call.due_hooks:
-                    _fire(call)
+                    fire_hooks(call)
                 try:
                     if call.timeout is None:
                         value = call.fn(*call.args, **call.kwargs)
@@ -92,12 +92,12 @@ def call_plain(call: Call) -> Any:
                 else:
                     call.returned(value)
                 if call.due_hooks:
-                    _fire(call)
+                    fire_hooks(call)
                 if call.delay:
                     _sleep(call.delay)
     except BaseException as problem:
         call.break_off(problem)
-        _fire(call)
+        fire_hooks(call)
     call.close()
     return call.outcome()
 
@@ -135,7 +135,7 @@ def generate(call: Call) -> Generator[Any, Any, Any]:
             with call.context:
                 if not _begin(call):
                     break
-                _fire(call)
+                fire_hooks(call)
             steps = call.fn(*call.args, **call.kwargs)
             try:
                 sent: Any = None
@@ -153,14 +153,14 @@ def generate(call: Call) -> Generator[Any, Any, Any]:
             except BaseException as problem:
                 call.raised(problem)
             with call.context:
-                _fire(call)
+                fire_hooks(call)
             if call.delay:
                 _sleep(call.delay)
     except GeneratorExit:
         raise
     except BaseException as problem:
         call.break_off(problem)
-        _fire(call)
+        fire_hooks(call)
     call.close()
     return call.outcome()
 
@@ -281,7 +281,8 @@ async def _within_time(call: Call) -> Any:
         raise
 
 
-def _fire(call: Call) -> None:
+def fire_hooks(call: Call) -> None:
+    """Call the hooks that are due; one that raises is logged."""
     hooks, call.due_hooks = call.due_hooks, []
     for hook in hooks:
         try:

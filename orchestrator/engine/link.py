@@ -174,7 +174,7 @@ class Link:
             )
         ok, value = answer
         if not ok:
-            raise _as_exception(value)
+            raise as_exception(value)
         return value
 
     def new_call(self) -> int:
@@ -320,7 +320,7 @@ class Link:
                 self.limited_tags = frozenset(tags)
                 return
             case [protocol.ANSWER, int(request), bool(ok), value] if tell := self._calls.pop(request, None):
-                tell((str(value[0]), str(value[1])) if ok else ("error", _as_exception(value)))
+                tell((str(value[0]), str(value[1])) if ok else ("error", as_exception(value)))
                 return
         with self._arrived:
             match frame:
@@ -368,7 +368,8 @@ def _left(deadline: float | None) -> float | None:
     return None if deadline is None else max(0.0, deadline - clock.monotonic())
 
 
-def _as_exception(value: Any) -> OrchError:
+def as_exception(value: Any) -> OrchError:
+    """The exception of ours that another process described: ``type``, ``message``, ``hint``."""
     from orchestrator import exceptions
 
     kind = getattr(exceptions, str(value.get("type")), OrchError)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from orchestrator import states
+from orchestrator.exceptions import RemoteTaskError
 from orchestrator.states import State, StateType
 
 
@@ -51,7 +52,10 @@ def describe(problem: BaseException) -> str:
     """``Type: text`` on one line's worth of text."""
     # Python says nothing more when an allocation fails.
     text = str(problem) or ("out of memory" if isinstance(problem, MemoryError) else "")
-    shown = f"{type(problem).__name__}: {text}" if text else type(problem).__name__
+    if isinstance(problem, RemoteTaskError):
+        shown = text  # it begins with the type that was raised
+    else:
+        shown = f"{type(problem).__name__}: {text}" if text else type(problem).__name__
     return shown if len(shown) <= 2000 else f"{shown[:2000]}..."
 
 

@@ -13,7 +13,7 @@ from orchestrator.engine import outcomes
 from orchestrator.engine.drive import Call, Hook, forgotten
 from orchestrator.engine.inputs import UpstreamFailed, resolve, resolve_call
 from orchestrator.engine.interruption import state_of_interruption
-from orchestrator.exceptions import RunTimedOut
+from orchestrator.exceptions import CrashedRun, RunTimedOut
 from orchestrator.keys import new_id
 from orchestrator.logging import handlers
 from orchestrator.logging.loggers import TASK_RUNS, task_run_logger
@@ -81,6 +81,11 @@ class TaskCall(Call):
         """The task run, for messages."""
         return f"Task run '{self.task_run.name}'"
 
+    @property
+    def has_ended(self) -> bool:
+        """There will be no other attempt."""
+        return self._has_ended
+
     def open(self) -> None:
         """Wait for what goes in; a task whose inputs did not complete never starts."""
         flow = self._flow
@@ -143,21 +148,18 @@ class TaskCall(Call):
         state = outcomes.of_exception(problem)
         if isinstance(problem, RunTimedOut) and self.timeout is not None:
             state = State(StateType.FAILED, "TimedOut", f"It took longer than {self.timeout:g} seconds.", problem)
-        run = self.task_run
-        if run.run_count <= self.task.retry_policy.count and self._may_retry(state):
-            self.delay = self.task.retry_policy.delay_before(run.run_count)
-            run.state = states.AwaitingRetry(state.message)
-            self._tell()
-            if self.slots is not None:
-                self.slots.release()
-            told = "Failed with %s; retry %d of %d starts in %g seconds"
-            self._say(
-                logging.WARNING, told, state.message, run.run_count, self.task.retry_policy.count, self.delay, exc_info=problem
-            )
+        if self._try_again(state, "Failed with %s"):
             return
         self._problem = problem
         self._say(logging.ERROR, "Failed with %s", state.message, exc_info=problem)
         self._end(state)
+
+    def lost(self, message: str) -> None:
+        """The process that ran the attempt is gone: tried again where the task says so, else Crashed."""
+        state = states.Crashed(message, data=CrashedRun(message))
+        if not self._try_again(state, "Crashed: %s"):
+            self._problem = state.data
+            self._end(state)
 
     def break_off(self, problem: BaseException) -> None:
         """End a run that stopped between attempts."""
@@ -182,6 +184,20 @@ class TaskCall(Call):
     def drop(self, message: str) -> None:
         """Cancel a run that has not begun."""
         self._end(states.Cancelled(message))
+
+    def _try_again(self, state: State, told: str) -> bool:
+        """Whether there will be another attempt, ``delay`` seconds from now; ``told`` says what became of this one."""
+        run, retries = self.task_run, self.task.retry_policy
+        if run.run_count > retries.count or not self._may_retry(state):
+            return False
+        self.delay = retries.delay_before(run.run_count)
+        run.state = states.AwaitingRetry(state.message)
+        self._tell()
+        if self.slots is not None:
+            self.slots.release()
+        told += "; retry %d of %d starts in %g seconds"
+        self._say(logging.WARNING, told, state.message, run.run_count, retries.count, self.delay, exc_info=state.data)
+        return True
 
     def _may_retry(self, state: State) -> bool:
         condition = self.task.retry_condition_fn

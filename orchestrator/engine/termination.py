@@ -67,6 +67,11 @@ def forget_asyncio_task(run: str) -> None:
     _tasks.pop(run, None)
 
 
+def is_watched(run: str) -> bool:
+    """Whether an asyncio task executes the run."""
+    return run in _tasks
+
+
 def stop_run(run: str, thread: int | None) -> None:
     """Stop what executes a run: its asyncio task, or else what runs in its thread."""
     task = _tasks.get(run)

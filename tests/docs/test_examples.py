@@ -23,9 +23,12 @@ SAYS = {
     "logs.py": ["Flow run 'talk-about-weather'", "This is a warning", "A print inside a task is a log line too"],
 }
 
+NEEDS_A_FLEET = {"rq_tasks.py"}
+"""tests/system/test_rq.py runs these."""
+
 
 def test_every_example_is_tested() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == set(SAYS)
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {*SAYS, *NEEDS_A_FLEET}
 
 
 @pytest.mark.parametrize("name", SAYS)
@@ -41,7 +44,7 @@ def test_an_example_runs_without_a_server(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "home").exists(), "a server was started"
 
 
-@pytest.mark.parametrize("name", SAYS)
+@pytest.mark.parametrize("name", [*SAYS, *NEEDS_A_FLEET])
 def test_an_example_says_what_it_shows_and_how_to_run_it(name: str) -> None:
     source = (EXAMPLES / name).read_text()
     assert source.startswith('"""')

@@ -1,10 +1,9 @@
-"""Where submitted tasks run."""
+"""Submitted tasks in threads of this process."""
 
 from __future__ import annotations
 
 import contextvars
 import threading
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from orchestrator import futures
 from orchestrator.engine.termination import Terminated, stop_thread
 from orchestrator.exceptions import OrchError
 from orchestrator.futures import Future
+from orchestrator.task_runners.base import TaskRunner, when_all_ended
 
 if TYPE_CHECKING:
     from orchestrator.engine.link import Word
@@ -26,35 +26,6 @@ MAX_WORKERS = 128
 """Threads of a runner that was not told how many; they start as they are needed."""
 
 _STOP_SECONDS = 5.0
-
-
-class TaskRunner(ABC):
-    """Runs the submitted tasks of one flow run. A flow's own instance is only a pattern: each run gets a duplicate."""
-
-    @property
-    def name(self) -> str:
-        """The kind of runner."""
-        return type(self).__name__
-
-    @abstractmethod
-    def duplicate(self) -> TaskRunner:
-        """A fresh runner with the same settings."""
-
-    @abstractmethod
-    def submit(
-        self, task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], wait_for: Iterable[Any] | None
-    ) -> Future[Any]:
-        """Begin one task run as soon as what it needs is there."""
-
-    @abstractmethod
-    def finish(self, *, cancel: bool = False) -> None:
-        """Wait for all that was submitted; with ``cancel`` drop what has not begun and stop what has. Not used after that."""
-
-    def __enter__(self) -> TaskRunner:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.finish(cancel=kind is not None)
 
 
 @dataclass(slots=True)
@@ -116,7 +87,7 @@ class ThreadPoolTaskRunner(TaskRunner):
         enqueue = partial(self._enqueue, run) if call.slots is None else partial(self._line_up, call, run)
         upstream = pending_futures((*args, *kwargs.values(), *(needed or ())))
         if upstream:
-            _when_all_ended(upstream, enqueue)
+            when_all_ended(upstream, enqueue)
         else:
             enqueue()
         return future
@@ -260,19 +231,3 @@ class ThreadPoolTaskRunner(TaskRunner):
         for future, call in waiting.items():
             call.drop("Its flow run was stopped before it began.")
             self._end(future)
-
-
-def _when_all_ended(upstream: list[Future[Any]], then: Callable[[], None]) -> None:
-    left = len(upstream)
-    lock = threading.Lock()
-
-    def count(_: Future[Any]) -> None:
-        nonlocal left
-        with lock:
-            left -= 1
-            is_last = left == 0
-        if is_last:
-            then()
-
-    for future in upstream:
-        future.add_done_callback(count)
