@@ -166,7 +166,7 @@ def test_runs_that_are_lost_together_twice_start_apart_the_third_time(floor: Flo
 
 
 def test_a_run_that_is_lost_with_one_that_began_later_keeps_a_start(floor: Floor) -> None:
-    """Five thousand runs beside ten that killed their workers: one of them was there three times, and was taken for an eleventh."""
+    """Beside ten that killed their workers one of five thousand was there three times, and was taken for an eleventh."""
     bystander = floor.submit(crash_budget=2)
     strict = floor.submit(crash_budget=1)
     for attempt in (1, 2, 3, 4):
