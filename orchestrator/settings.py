@@ -54,6 +54,9 @@ class Settings:
         "INFO", "Log lines below this level are dropped.", choices=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
     )
     log_format: str = _setting("text", "A flow's log lines on stderr as text or as JSON.", choices=("text", "json"))
+    metrics_max_series: int = _setting(
+        500, "Series of one metric by flow, task, deployment or limit; what is beyond is `__other__`.", minimum=1
+    )
     _sources: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
 
@@ -414,17 +417,32 @@ def _to_number(value: Any) -> float:
     return number
 
 
+def _to_whole(value: Any) -> int:
+    number = _to_number(value)
+    if number != int(number):
+        raise ValueError
+    return int(number)
+
+
 def _to_path(value: Any) -> Path:
     if isinstance(value, Path):
         return value
     return Path(_to_text(value)).expanduser()
 
 
-_CONVERSIONS = {"str": _to_text, "str | None": _to_text, "bool": _to_flag, "float": _to_number, "Path": _to_path}
+_CONVERSIONS = {
+    "str": _to_text,
+    "str | None": _to_text,
+    "bool": _to_flag,
+    "float": _to_number,
+    "int": _to_whole,
+    "Path": _to_path,
+}
 _EXPECTED = {
     "str": "expected text",
     "str | None": "expected text",
     "bool": "expected true or false",
     "float": "expected a number",
+    "int": "expected a whole number",
     "Path": "expected a path",
 }

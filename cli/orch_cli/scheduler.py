@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from orch_cli.commands import Noun
+from orchestrator.metrics import ADDRESS
 
 
 @click.group("scheduler", cls=Noun, examples=("orch scheduler start",))
@@ -16,14 +17,22 @@ def scheduler() -> None:
     """
 
 
-@scheduler.command("start", examples=("orch scheduler start", "orch scheduler start --name blue"))
+@scheduler.command(
+    "start",
+    examples=("orch scheduler start", "orch scheduler start --name blue", "orch scheduler start --metrics-port 9465"),
+)
 @click.option(
     "-n", "--name", metavar="NAME", default="", help="The scheduler's name; by default made of the host's and a number."
 )
-def start(name: str) -> int:
+@click.option(
+    "--metrics-port", type=click.IntRange(0, 65535), metavar="PORT", help="Serve Prometheus metrics on this port; 0 picks one."
+)
+@click.option("--metrics-address", default=ADDRESS, show_default=True, metavar="ADDRESS", help="Serve them at this address.")
+def start(name: str, metrics_port: int | None, metrics_address: str) -> int:
     """Start a scheduler, in the foreground. Ctrl-C or SIGTERM stops it."""
     from orch_cli.connection import settings
     from orch_cli.output import say
     from orch_scheduler.service import SchedulerOptions, run_scheduler
 
-    return run_scheduler(SchedulerOptions(settings=settings(), name=name), say)
+    options = SchedulerOptions(settings=settings(), name=name, metrics_port=metrics_port, metrics_address=metrics_address)
+    return run_scheduler(options, say)

@@ -12,6 +12,7 @@ from orch_cli.options import pool_option
 from orch_cli.output import Printer, shows
 from orch_cli.views import WORKER
 from orch_cli.work_pool import POOL_TYPES
+from orchestrator.metrics import ADDRESS
 from orchestrator.models import Worker
 
 
@@ -26,6 +27,7 @@ def worker() -> None:
         "orch worker start --pool etl",
         "orch worker start --pool etl --limit 4 --name blue --work-queue urgent",
         "orch worker start --pool etl --burst",
+        "orch worker start --pool etl --metrics-port 9464",
     ),
 )
 @pool_option(required=True)
@@ -41,8 +43,16 @@ def worker() -> None:
 @click.option(
     "--metrics-port", type=click.IntRange(0, 65535), metavar="PORT", help="Serve Prometheus metrics on this port; 0 picks one."
 )
+@click.option("--metrics-address", default=ADDRESS, show_default=True, metavar="ADDRESS", help="Serve them at this address.")
 def start(
-    pool: str, name: str, kind: str, limit: int | None, queues: tuple[str, ...], burst: bool, metrics_port: int | None
+    pool: str,
+    name: str,
+    kind: str,
+    limit: int | None,
+    queues: tuple[str, ...],
+    burst: bool,
+    metrics_port: int | None,
+    metrics_address: str,
 ) -> int:
     """Start a worker, in the foreground.
 
@@ -60,6 +70,7 @@ def start(
             queues=queues,
             burst=burst,
             metrics_port=metrics_port,
+            metrics_address=metrics_address,
             settings=settings(),
             announce=output.say,
         )

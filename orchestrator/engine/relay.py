@@ -62,11 +62,14 @@ class _Log:
     dropped: int = 0
     _told: int = 0
 
-    def add(self, line: LogLine, limit: int) -> None:
-        if len(self.lines) >= limit:
+    def add(self, line: LogLine, limit: int) -> bool:
+        """Whether another line had to go for it."""
+        is_over = len(self.lines) >= limit
+        if is_over:
             self.lines.popleft()
             self.dropped += 1
         self.lines.append(line)
+        return is_over
 
     def take(self) -> list[LogLine]:
         if not self.lines:
@@ -78,17 +81,20 @@ class _Log:
             taken.insert(0, LogLine(taken[0].at, logging.WARNING, "orchestrator", told, taken[0].attempt))
         return taken
 
-    def give_up(self, taken: Sequence[LogLine]) -> None:
-        """These were taken, and there is no room for them: they are counted instead."""
-        self.dropped += self._told + len(taken) - bool(self._told)
+    def give_up(self, taken: Sequence[LogLine]) -> int:
+        """These were taken, and there is no room for them: they are counted instead. How many they are."""
+        given_up = len(taken) - bool(self._told)
+        self.dropped += self._told + given_up
         self._told = 0
+        return given_up
 
-    def put_back(self, taken: Sequence[LogLine], limit: int) -> None:
+    def put_back(self, taken: Sequence[LogLine], limit: int) -> int:
+        """How many lines had to go."""
         self.dropped += self._told
         waiting, self.lines = self.lines, deque()
-        for line in (*taken[bool(self._told) :], *waiting):
-            self.add(line, limit)
+        gone = sum(self.add(line, limit) for line in (*taken[bool(self._told) :], *waiting))
         self._told = 0
+        return gone
 
 
 @dataclass(slots=True)
@@ -159,6 +165,7 @@ class Relay:
         self._runs: dict[str, _Tracked] = {}
         self._logs: dict[str, _Log] = {}
         self._is_full = False
+        self.dropped_away = self.dropped_full = 0  # log lines in all, while Redis was away or full
         self._questions: deque[_Question] = deque()
         self._calls: dict[tuple[str, int], _Call] = {}
         self._granted: dict[tuple[str, int], _Call] = {}
@@ -283,7 +290,7 @@ class Relay:
         """Lines that someone else collected, such as a child's stdout and stderr. Also for runs that have ended."""
         kept = self._logs.setdefault(run, _Log())
         for line in lines:
-            kept.add(line, self._log_lines)
+            self.dropped_away += kept.add(line, self._log_lines)
         self._due(now + self._interval)
 
     def gone(self, child: Child, reason: str, now: float) -> None:
@@ -469,7 +476,7 @@ class Relay:
             turned = self._store.runs.exchange(turn)
         except StoreUnavailable:
             for run, lines in turn.logs.items():
-                self._logs[run].put_back(lines, self._log_lines)
+                self.dropped_away += self._logs[run].put_back(lines, self._log_lines)
             raise
         self._note_room(turn, is_full=any(isinstance(refusal, StoreFull) for refusal in turned.refused))
         self._note_written(turn)
@@ -506,7 +513,7 @@ class Relay:
             if not self._is_full:
                 log.warning("Redis is full: what runs log is dropped and counted until there is room")
             for run, lines in turn.logs.items():
-                self._logs[run].give_up(lines)
+                self.dropped_full += self._logs[run].give_up(lines)
         elif turn.logs and self._is_full:
             log.warning("Redis has room for logs again")
         self._is_full = is_full or (self._is_full and not turn.logs)

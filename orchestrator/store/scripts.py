@@ -15,15 +15,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, Protocol
 
 import msgpack
 from redis.exceptions import NoScriptError
 
+from orchestrator import clock as clocks
 from orchestrator.clock import FrozenClock
 from orchestrator.exceptions import NotReplicated, StoreUnavailable
 from orchestrator.states import PLACE_STATES, TRANSITIONS
@@ -55,6 +57,14 @@ SHARE = 100
 """A long queue takes so many runs of each deployment beyond its first so many: see lua/lib/places.lua."""
 
 _ARGUMENT = re.compile(r"^-- (?:ARGV|    ) +(\w+) +(str|int|packed) +\S")
+
+
+class Observe(Protocol):
+    """Hears of every round trip: which script it ran (``several`` for different ones), what it took, whether it failed."""
+
+    def __call__(self, operation: str, seconds: float, *, failed: bool) -> None:
+        """From the thread that asked."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -117,6 +127,7 @@ class Scripts:
         self._clock = clock
         self._scripts = load_scripts()
         self.confirmation: Confirmation | None = None
+        self.observe: Observe | None = None
 
     @property
     def is_frozen(self) -> bool:
@@ -139,7 +150,11 @@ class Scripts:
             self.confirmation.expect_replica()
             [answer] = self.call_many([(name, arguments)])
             return answer
-        return self._evaluate(self._command(name, arguments))
+        command = self._command(name, arguments)
+        if self.observe is None:
+            return self._evaluate(command)
+        with _observed(self.observe, name):
+            return self._evaluate(command)
 
     def call_many(self, calls: Sequence[tuple[str, dict[str, Any]]]) -> list[Any]:
         """Run several scripts in one round trip, in order; each is atomic, the sequence is not.
@@ -158,6 +173,13 @@ class Scripts:
         What no replica has confirmed, where the namespace wants that, is NotReplicated in its place: it is done, and does not
         count.
         """
+        if self.observe is None:
+            return self._try_many(calls)
+        names = {name for name, _ in calls}
+        with _observed(self.observe, names.pop() if len(names) == 1 else "several"):
+            return self._try_many(calls)
+
+    def _try_many(self, calls: Sequence[tuple[str, dict[str, Any]]]) -> list[Any]:
         commands = [self._command(name, arguments) for name, arguments in calls]
         confirmed = [] if self.confirmation is None else [i for i, call in enumerate(calls) if _is_confirmed(*call)]
         answers, problem = self._evaluate_many(commands, confirm=bool(confirmed))
@@ -223,6 +245,17 @@ class Scripts:
         for script in self._scripts.values():
             pipeline.execute_command("SCRIPT LOAD", script.text)
         pipeline.execute()
+
+
+@contextmanager
+def _observed(observe: Observe, operation: str) -> Iterator[None]:
+    began = clocks.monotonic()
+    try:
+        yield
+    except Exception:
+        observe(operation, clocks.monotonic() - began, failed=True)
+        raise
+    observe(operation, clocks.monotonic() - began, failed=False)
 
 
 def _is_confirmed(name: str, arguments: dict[str, Any]) -> bool:

@@ -7,7 +7,7 @@ import random
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from orchestrator import clock
 from orchestrator.exceptions import StoreUnavailable
@@ -26,6 +26,9 @@ class Duty:
     every: timedelta
     run_once: Callable[[], object]
     next_at: float = field(default=0.0, init=False)
+    late_s: float = field(default=0.0, init=False)
+    """How long after its time the last turn began."""
+    last_success: datetime | None = field(default=None, init=False)
 
     def reschedule(self, now: float) -> None:
         """Set the next time, with jitter, so that several processes do not do it in step."""
@@ -77,8 +80,10 @@ class Loop:
             now = clock.monotonic()
             if duty.next_at > now or self._stopping.is_set():
                 continue
+            duty.late_s = now - duty.next_at if duty.next_at else 0.0
             duty.reschedule(now)
             duty.run_once()
+            duty.last_success = clock.now()
 
     def _idle_s(self) -> float:
         return max(0.0, min(duty.next_at for duty in self._duties) - clock.monotonic())

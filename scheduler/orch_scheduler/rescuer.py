@@ -8,21 +8,26 @@ lives, may do it at once.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from orchestrator.clock import RemoteClock
 from orchestrator.store import Store
+from orchestrator.store.answers import Lapsed
 
 log = logging.getLogger(__name__)
 
 _BATCH = 100
 
 
-def run_once(store: Store, redis_clock: RemoteClock | None = None) -> int:
+def run_once(
+    store: Store, redis_clock: RemoteClock | None = None, tell: Callable[[Lapsed], object] = lambda lapsed: None
+) -> int:
     """One sweep. How many runs it moved.
 
     ``redis_clock`` is kept from sweep to sweep: when Redis's clock jumps, no lease counts as over until workers could renew.
+    ``tell`` hears what became of runs whose lease was over.
     """
-    moved = _lapse(store, redis_clock or RemoteClock())
+    moved = _lapse(store, redis_clock or RemoteClock(), tell)
     moved += store.runs.wake()
     moved += store.runs.expire()
     moved += store.runs.time_out_paused()
@@ -32,10 +37,11 @@ def run_once(store: Store, redis_clock: RemoteClock | None = None) -> int:
     return moved
 
 
-def _lapse(store: Store, redis_clock: RemoteClock) -> int:
+def _lapse(store: Store, redis_clock: RemoteClock, tell: Callable[[Lapsed], object]) -> int:
     moved = 0
     while True:
         lapsed = store.runs.lapse(_BATCH, expected_ms=redis_clock.expected_ms())
+        tell(lapsed)
         redis_clock.showed(lapsed.now_ms)
         if lapsed.jump_ms:
             log.warning(

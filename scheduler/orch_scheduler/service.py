@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from orch_scheduler import planner, pruner, rescuer, stager
 from orch_scheduler.loop import Duty, Loop
@@ -21,8 +22,14 @@ from orch_scheduler.mender import Mender
 from orch_scheduler.watchdog import Watchdog
 from orchestrator.clock import RemoteClock
 from orchestrator.keys import new_id
+from orchestrator.metrics import ADDRESS
 from orchestrator.settings import Settings
 from orchestrator.store import Store, open_store
+
+if TYPE_CHECKING:
+    from orch_scheduler.metrics import SchedulerMetrics
+    from orchestrator.metrics import Metrics
+    from orchestrator.store.answers import Lapsed
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +40,16 @@ _WATCH = timedelta(seconds=10)
 
 @dataclass(frozen=True)
 class SchedulerOptions:
-    """How a scheduler runs. ``name`` '' = made from the host; ``handle_signals`` False where somebody else handles them."""
+    """How a scheduler runs. ``name`` '' = made from the host; ``handle_signals`` False where somebody else handles them.
+
+    ``metrics_port`` None = no metrics are served; 0 picks a port.
+    """
 
     settings: Settings
     name: str = ""
     handle_signals: bool = True
+    metrics_port: int | None = None
+    metrics_address: str = ADDRESS
 
 
 class Scheduler:
@@ -57,12 +69,21 @@ class Scheduler:
             Duty("heartbeat", store.settings.renew, lambda: store.pools.scheduler_heartbeat(self.name)),
             Duty("planner", _SWEEP, lambda: planner.run_once(store)),
             Duty("stager", timedelta(0), self._stage),
-            Duty("rescuer", _SWEEP, lambda: rescuer.run_once(store, redis_clock)),
+            Duty("rescuer", _SWEEP, lambda: rescuer.run_once(store, redis_clock, self._tell_lapsed)),
             Duty("pruner", _PRUNE, lambda: pruner.run_once(store)),
             Duty("watchdog", _WATCH, watchdog.run_once),
         ]
         self._duties = duties
+        self._metrics: SchedulerMetrics | None = None
         self._loop = Loop(duties, self._sleep, store.revive)
+
+    def count_into(self, settings: Settings) -> Metrics:
+        """Count for Prometheus from now on. Reads the namespace with connections of its own, set up by ``settings``."""
+        from orch_scheduler.metrics import SchedulerMetrics
+
+        self._metrics = SchedulerMetrics(settings, self._duties)
+        self._store.scripts.observe = self._metrics.metrics.asked
+        return self._metrics.metrics
 
     def run(self) -> None:
         """Work until ``stop``, then say goodbye."""
@@ -82,6 +103,10 @@ class Scheduler:
     def stop(self) -> None:
         """Finish the duty in hand and return from ``run``."""
         self._loop.stop()
+
+    def _tell_lapsed(self, lapsed: Lapsed) -> None:
+        if self._metrics is not None:
+            self._metrics.lapsed(lapsed)
 
     def _stage(self) -> None:
         _, self._next_due = stager.run_once(self._store)
@@ -108,6 +133,9 @@ def run_scheduler(options: SchedulerOptions, announce: Callable[[str], None] | N
         if options.handle_signals and threading.current_thread() is threading.main_thread():
             _stop_on_signals(scheduler)
         say = announce or log.info
+        if options.metrics_port is not None:
+            url = scheduler.count_into(options.settings).serve(options.metrics_port, options.metrics_address)
+            say(f"Metrics at {url}")
         say(f"Scheduler '{scheduler.name}' works on {store.address}. Stop it with Ctrl-C.")
         scheduler.run()
         say(f"Scheduler '{scheduler.name}' has stopped.")

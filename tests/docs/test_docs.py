@@ -12,7 +12,6 @@ from contextlib import redirect_stdout
 from dataclasses import fields
 from io import StringIO
 from pathlib import Path
-from urllib.request import urlopen
 
 import click
 import pytest
@@ -21,7 +20,6 @@ from documents import DOCS, ROOT, Block, anchors, blocks, links, orch_commands, 
 from orch_cli.main import SECTIONS, TOPICS, orch
 from orchestrator import Flow, Task, settings
 from orchestrator.deployments import file as project_file
-from orchestrator.metrics import WorkerMetrics
 from orchestrator.settings import NAMES, Settings, about
 from orchestrator.states import STATE_TYPES, TERMINAL, TRANSITIONS
 from orchestrator.store import explain
@@ -162,18 +160,6 @@ def test_every_make_target_exists() -> None:
     named = {target for page in PAGES for target in re.findall(r"(?:`|\$ )make ([a-z-]+)", page.read_text())}
     assert named
     assert named <= targets
-
-
-def test_the_metrics_are_those_of_the_code() -> None:
-    served = WorkerMetrics("etl", "blue", limit=4, port=0)
-    try:
-        with urlopen(f"http://127.0.0.1:{served.port}/metrics", timeout=10) as answer:
-            text = answer.read().decode()
-    finally:
-        served.close()
-    names = re.findall(r"^# TYPE (\w+) (?:counter|gauge)$", text, re.MULTILINE)
-    table = rows(DOCS / "work-pools-and-workers.md", "metric", "labels", "meaning")
-    assert {row[0].strip("`") for row in table} == {name for name in names if not name.endswith("_created")}
 
 
 @pytest.mark.parametrize("block", of_language("python"), ids=lambda block: block.place)

@@ -227,7 +227,9 @@ def test_metrics_tell_slots_and_ended_runs(store: Store, settings: Settings, fol
         measured.wait_until_said("Metrics at")
         url = next(line.split()[-1] for line in measured.said if "Metrics at" in line)
         text = urllib.request.urlopen(url).read().decode()
-    assert 'orch_flow_runs_total{flow="answers",state="completed"} 1.0' in text
+    assert 'orch_flow_runs_total{deployment="test",flow="answers",state="completed"} 1.0' in text
+    assert 'orch_flow_runs_total{deployment="test",flow="answers",state="failed"} 0.0' in text
+    assert 'orch_run_queue_wait_seconds_count{queue="default",work_pool="pool"} 1.0' in text
     assert 'orch_worker_slots{kind="total",work_pool="pool"} 2.0' in text
     assert 'orch_worker_up{work_pool="pool",worker="measured"} 1.0' in text
 

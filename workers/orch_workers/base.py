@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
+from orchestrator.metrics import ADDRESS
+
 if TYPE_CHECKING:
     from orchestrator.models import Deployment
     from orchestrator.settings import Settings
@@ -36,10 +38,20 @@ class WorkerOptions:
     queues: tuple[str, ...] = ()
     burst: bool = False
     metrics_port: int | None = None
+    metrics_address: str = ADDRESS
     grace: timedelta = timedelta(seconds=25)
     cancel_grace: timedelta = timedelta(seconds=10)
     settings: Settings | None = None
     announce: Callable[[str], None] | None = None
+
+
+@dataclass(slots=True)
+class Opened:
+    """A subflow, for metrics. ``began`` is a monotonic moment, ``ending`` the type of the state in which it says it ends."""
+
+    flow: str
+    began: float
+    ending: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -65,6 +77,11 @@ class Job:
     has_reported_end: bool = False
     has_ended: bool = False
     """Its end is in Redis."""
+    # For metrics, as in Opened; ``asked`` are calls for slots: since when, of which limits.
+    began: float = 0.0
+    ending: str = ""
+    opened: dict[str, Opened] | None = None
+    asked: dict[int, tuple[float, list[str]]] | None = None
 
 
 class Host(Protocol):

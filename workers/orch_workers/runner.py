@@ -37,7 +37,8 @@ from orchestrator.store.answers import ClaimRequest
 from orchestrator.store.failover import Asserted, Held
 
 if TYPE_CHECKING:
-    from orchestrator.metrics import WorkerMetrics
+    from orch_workers.metrics import WorkerMetrics
+    from orchestrator.settings import Settings
     from orchestrator.store import Store
     from orchestrator.store.answers import ClaimedRun, Claims, Delivery, End
     from orchestrator.store.failover import Epoch
@@ -79,8 +80,20 @@ def run_worker(options: WorkerOptions) -> int:
     say = options.announce or log.info
     # The loop must not sit in a call while Redis is away: it makes its own pauses, and its runs are looked after meanwhile.
     with open_store(replace(settings, redis_retry_s=0), announce=say) as store:
-        supervisor = Supervisor(store, replace(options, name=name, announce=say, settings=settings))
+        told = replace(options, name=name, announce=say, settings=settings)
+        supervisor = Supervisor(store, told, metrics=_make_metrics(store, options, settings))
         return supervisor.run()
+
+
+def _make_metrics(store: Store, options: WorkerOptions, settings: Settings) -> WorkerMetrics | None:
+    """With the name that was given, not one that was made: that would be a series for each start."""
+    if options.metrics_port is None:
+        return None
+    from orch_workers.metrics import WorkerMetrics
+
+    metrics = WorkerMetrics(options.pool, options.name, options.limit, settings.metrics_max_series)
+    store.scripts.observe = metrics.metrics.asked
+    return metrics
 
 
 def make_executor(options: WorkerOptions, host: Host) -> Executor:
@@ -96,7 +109,11 @@ class Supervisor:
     """One worker. Its methods run on one thread, those of ``Host`` when an executor calls them from there."""
 
     def __init__(
-        self, store: Store, options: WorkerOptions, make: Callable[[WorkerOptions, Host], Executor] = make_executor
+        self,
+        store: Store,
+        options: WorkerOptions,
+        make: Callable[[WorkerOptions, Host], Executor] = make_executor,
+        metrics: WorkerMetrics | None = None,
     ) -> None:
         self._store = store
         self._options = options
@@ -145,7 +162,7 @@ class Supervisor:
         home = (options.settings or load()).home
         self._journal = Journal(home, store.namespace, self._name, self._epoch, self._say)
         self._recollection = Recollection(store)
-        self._metrics: WorkerMetrics | None = None
+        self._metrics = metrics
         self._redis_clock = clock.RemoteClock()
         timeout_s = options.settings.redis_timeout_s if options.settings else 0.0
         # A turn may meet a Redis that does not answer a few times over, before it stops asking.
@@ -157,11 +174,10 @@ class Supervisor:
         """Work until told to stop."""
         self._join()
         self._take_signals()
-        if self._options.metrics_port is not None:
-            from orchestrator.metrics import WorkerMetrics
-
-            self._metrics = WorkerMetrics(self._pool, self._name, self._options.limit, self._options.metrics_port)
-            self._say(f"Metrics at http://127.0.0.1:{self._metrics.port}/metrics")
+        if self._metrics is not None:
+            self._metrics.jobs = self._jobs
+            url = self._metrics.metrics.serve(self._options.metrics_port or 0, self._options.metrics_address)
+            self._say(f"Metrics at {url}")
         try:
             self._remember(self._journal.start())
             self._begin()
@@ -376,6 +392,8 @@ class Supervisor:
         job = reply.child
         assert isinstance(job, Job)
         kind, run, *_ = reply.frame
+        if self._metrics is not None:
+            self._metrics.reply(job, reply.frame)
         if kind == protocol.ENDED and run == job.run.id:
             job.has_ended = True
             self._release(job)
@@ -530,6 +548,8 @@ class Supervisor:
         self._jobs[run.id] = job
         self._frames[job] = protocol.Frames()
         self._relay.adopt(job, run.id, run.attempt, started=self._starts)
+        if self._metrics is not None:
+            self._metrics.claimed(job, started=self._starts)
         if deployment is None:
             self.failed(job, "The run's deployment is gone, so nothing says where its code is.", "")
         else:
@@ -585,8 +605,8 @@ class Supervisor:
             # What was printed before the end belongs before it in the log.
             self._executor.read_output(job)
             job.has_reported_end = True
-            if self._metrics is not None:
-                self._metrics.run_ended(job.run.flow, str(frame[2]))
+        if self._metrics is not None:
+            self._metrics.frame(job, frame)
         self._relay.feed(job, frame, clock.monotonic())
 
     def output(self, job: Job, stream: str, lines: Sequence[str]) -> None:
@@ -600,6 +620,8 @@ class Supervisor:
         """See Host."""
         self._log(job, [_line(job, traceback or message)])
         end = [protocol.END, job.run.id, StateType.FAILED.value, "Failed", message, b"", None]
+        if self._metrics is not None:
+            self._metrics.frame(job, end)
         self._relay.feed(job, end, clock.monotonic())
         job.has_reported_end = True
 
@@ -622,6 +644,9 @@ class Supervisor:
         self._relay.gone(job, reason, now)
 
     def _log(self, job: Job, lines: Sequence[LogLine]) -> None:
+        if self._metrics is not None:
+            for line in lines:
+                self._metrics.line(line.level)
         self._relay.add_log(job.run.id, lines, clock.monotonic())
 
     # -- leases and cancellation
@@ -664,8 +689,6 @@ class Supervisor:
     def _lose(self, job: Job, answer: str) -> None:
         """Somebody else may have the run now: stop it at once and say nothing."""
         log.warning("Stopped run %s: its lease was %s", job.run.id, answer, extra={"action": "lease_lost", "run": job.run.id})
-        if self._metrics is not None:
-            self._metrics.lease_expired()
         self._relay.forget(job.run.id)
         job.is_lost = True
         self._executor.kill(job)
@@ -746,7 +769,8 @@ class Supervisor:
         self._timers[self._heartbeat] = now + self._heartbeat_s
         answer = self._ask(lambda: self._store.pools.heartbeat(self._as_worker()))
         if self._metrics is not None:
-            self._metrics.beat(len(self._jobs), is_up=answer is not None)
+            self._metrics.beat(is_up=answer is not None)
+            self._metrics.dropped(away=self._relay.dropped_away, full=self._relay.dropped_full)
         if answer is None:
             self._timers[self._heartbeat] = now
             return
@@ -755,6 +779,8 @@ class Supervisor:
         self._redis_clock.showed(answer.now_ms)
         self._is_epoch_doubtful |= answer.epoch != self._epoch.number
         self._redis_ahead_ms = answer.now_ms - clock.now_ms()
+        if self._metrics is not None:
+            self._metrics.redis_ahead_s = self._redis_ahead_ms / 1000
         self._workers = max(1, answer.workers)
         if answer.scheduler_alive or self._options.burst:
             self._timers.pop(self._stand_in, None)
@@ -814,6 +840,8 @@ class Supervisor:
         if lapsed is None:
             return
         self._redis_clock.showed(lapsed.now_ms)
+        if self._metrics is not None:
+            self._metrics.lapsed(lapsed)
         if lapsed.jump_ms:
             lease_s = self._store.settings.lease.total_seconds()
             self._say(f"{lapsed.jump}; no lease counts as over for {lease_s:g} s.")
