@@ -222,15 +222,15 @@ def _new_runs(
     entrypoint = task.entrypoint
     flow = FlowRunContext.get()
     parent = None if flow is None else flow.flow_run.id
-    tags: Iterable[str] = TagsContext.get().current_tags | task.tags
-    tags = tuple(dict.fromkeys((*sorted(tags), *options.tags)))
+    known = TagsContext.get().current_tags | task.tags
+    tags = tuple(dict.fromkeys((*sorted(known), *options.tags))) if known or options.tags else ()
     runs = []
     if len(calls) != len(keys):
         raise ParameterBindError(
             f"{len(calls)} calls of task '{task.name}' have {len(keys)} idempotency keys.", hint="Give one for each."
         )
     for (args, kwargs), key in zip(calls, keys, strict=True):
-        is_plain = PLAIN.issuperset(map(type, args)) and PLAIN.issuperset(map(type, kwargs.values()))
+        is_plain = PLAIN.issuperset(map(type, args)) and not (kwargs and not PLAIN.issuperset(map(type, kwargs.values())))
         if not is_plain:
             args, kwargs = resolve_call(args, kwargs, [], None)
         task.signature.check(args, kwargs)
