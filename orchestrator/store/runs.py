@@ -388,8 +388,8 @@ class Runs:
         return int(self._scripts.call("expire", limit=100))
 
     def mark_late(self) -> int:
-        """Mark runs Late that are 15 s overdue in a queue."""
-        return int(self._scripts.call("mark_late", after_ms=_LATE_AFTER_MS, limit=100))
+        """Mark runs Late that are 15 s overdue in a queue, at most 50."""
+        return int(self._scripts.call("mark_late", after_ms=_LATE_AFTER_MS, limit=50))
 
     def time_out_paused(self) -> int:
         """Fail paused runs that nobody resumed in time."""
