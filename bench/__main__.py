@@ -14,7 +14,7 @@ from typing import Any
 from bench.measure import Measure, machine, table
 from bench.stage import ROOT
 
-SUBJECTS = ("latency", "throughput", "metrics", "tasks", "startup", "limits", "idle", "storage")
+SUBJECTS = ("latency", "throughput", "drain", "metrics", "tasks", "startup", "limits", "idle", "storage")
 
 
 def main() -> int:

@@ -73,13 +73,18 @@ class FlowRunContext:
 
 @dataclass(slots=True, eq=False)
 class TaskRunContext:
-    """The task run that the present code belongs to. Inside a flow that a task calls, that flow's context stands above it."""
+    """The task run that the present code belongs to. Inside a flow that a task calls, that flow's context stands above it.
+
+    Below a background task ``run`` is its id, and what belongs to it is recorded through ``link``; in flows both are None.
+    """
 
     task: Task[..., Any]
     task_run: TaskRun
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     log_prints: bool
+    link: Link | None = None
+    run: str | None = None
     _token: Token[TaskRunContext | None] | None = None
 
     @classmethod
@@ -111,6 +116,15 @@ class TagsContext:
     def get(cls) -> TagsContext:
         """The present one; it may hold no tags."""
         return cls(_tags.get())
+
+
+def recorded_run() -> tuple[Link | None, str] | None:
+    """The run to whose record the present code belongs, and the way there: a flow run or a background task run."""
+    flow = _flow_run.get()
+    if flow is not None:
+        return flow.link, flow.flow_run.id
+    task = _task_run.get()
+    return None if task is None or task.run is None else (task.link, task.run)
 
 
 def get_run_context() -> FlowRunContext | TaskRunContext:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import datetime, timedelta
 from functools import cached_property, update_wrapper
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
@@ -351,6 +351,10 @@ class Task(Generic[P, R]):
     def complete(self, call: TaskCall) -> Any:
         """Run a submitted call to its end in this thread."""
         return drive.complete(self._driver, call)
+
+    def complete_async(self, call: TaskCall) -> Coroutine[Any, Any, Any]:
+        """Of an async task: the coroutine that runs a call to its end."""
+        return drive.complete_async(self._driver, call)
 
     def _mapped(self, values: dict[str, Any]) -> Iterable[tuple[tuple[Any, ...], dict[str, Any]]]:
         from orchestrator.engine.inputs import resolve

@@ -17,7 +17,7 @@ from orch_cli.output import Printer, shows
 from orch_cli.views import POOL, RUN
 from orchestrator.models import Run, WorkPool
 
-POOL_TYPES = ("process",)
+POOL_TYPES = ("process", "thread")
 """The types of workers that can be started."""
 
 _pool_argument = click.argument("name", shell_complete=complete_pool)

@@ -27,6 +27,7 @@ def worker() -> None:
         "orch worker start --pool etl",
         "orch worker start --pool etl --limit 4 --name blue --work-queue urgent",
         "orch worker start --pool etl --burst",
+        "orch worker start --pool tasks --type thread --concurrency 200 --processes 2",
         "orch worker start --pool etl --metrics-port 9464",
     ),
 )
@@ -35,7 +36,19 @@ def worker() -> None:
 @click.option(
     "-t", "--type", "kind", type=click.Choice(POOL_TYPES), default="process", show_default=True, help="How it runs flows."
 )
-@click.option("-l", "--limit", type=click.IntRange(min=1), metavar="N", help="At most N runs at a time.")
+@click.option(
+    *("-l", "--limit", "--concurrency"),
+    *("limit",),
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="At most N runs at a time: by default 10, of type thread 100.",
+)
+@click.option(
+    *("--processes",),
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Share the runs among N executor processes; only of type thread.",
+)
 @click.option(
     "-q", "--work-queue", "queues", multiple=True, metavar="NAME", help="Only this queue of the pool. Can be given again."
 )
@@ -49,6 +62,7 @@ def start(
     name: str,
     kind: str,
     limit: int | None,
+    processes: int | None,
     queues: tuple[str, ...],
     burst: bool,
     metrics_port: int | None,
@@ -58,15 +72,18 @@ def start(
 
     The first Ctrl-C (or SIGTERM) takes no new runs and lets those that run end; the second stops now.
     """
-    from orch_workers.base import DEFAULT_LIMIT, WorkerOptions
+    from orch_workers.base import DEFAULT_LIMITS, WorkerOptions
     from orch_workers.runner import run_worker
 
+    if processes is not None and kind != "thread":
+        raise click.UsageError("--processes goes with --type thread: a worker of type process has one for each run.")
     return run_worker(
         WorkerOptions(
             pool=pool,
             name=name,
             type=kind,
-            limit=limit or DEFAULT_LIMIT,
+            limit=limit or DEFAULT_LIMITS[kind],
+            processes=processes or 1,
             queues=queues,
             burst=burst,
             metrics_port=metrics_port,

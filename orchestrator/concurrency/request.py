@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from orchestrator.context import FlowRunContext
+from orchestrator.context import recorded_run
 from orchestrator.engine.protocol import Wanted
 from orchestrator.engine.slots import NoRoom, NotRecorded, Slots
 from orchestrator.exceptions import AcquireConcurrencySlotTimeoutError, ConcurrencySlotAcquisitionError, MissingContextError
@@ -47,17 +47,18 @@ class Request:
         self._patience = timeout_seconds if is_patient else _ANSWER_SECONDS
         self._slots: Slots | None = None
         if self._names:
-            flow = FlowRunContext.get()
-            if flow is None:
+            recorded = recorded_run()
+            if recorded is None:
                 raise MissingContextError(
                     "Slots of concurrency limits belong to a run, and no flow or task is running here.",
                     hint="Call this from a flow or a task; in a thread that you start, through contextvars.copy_context().run.",
                 )
-            if flow.link is not None:
+            link, run = recorded
+            if link is not None:
                 wanted = Wanted("global", self._names, occupy, rate, strict, is_patient)
                 # At a rate limit waiting is the rule: ten thousand calls would fill the log.
                 say = partial(get_run_logger().log, logging.DEBUG if rate else logging.INFO, "%s")
-                self._slots = Slots(flow.link, flow.flow_run.id, wanted, say)
+                self._slots = Slots(link, run, wanted, say)
 
     def __enter__(self) -> None:
         if not self._names:

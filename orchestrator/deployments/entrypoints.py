@@ -26,6 +26,7 @@ from orchestrator.exceptions import FlowLoadError
 
 if TYPE_CHECKING:
     from orchestrator.flows import Flow
+    from orchestrator.tasks import Task
 
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _LENGTH = 1_000
@@ -59,19 +60,39 @@ def load_flow(entrypoint: str, path: str | Path) -> Flow[..., Any]:
     from orchestrator.flows import Flow
 
     where, function = split(entrypoint)
-    module = load_module(entrypoint, path)
+    found: Flow[..., Any] = _load(where, function, Path(path).absolute(), entrypoint, Flow, "flow")
+    return found
+
+
+def load_task(entrypoint: str, path: str | Path) -> Task[..., Any]:
+    """The task that an entry point names, its module imported; as ``load_flow``. A file may also be given by its full path.
+
+    Raises FlowLoadError.
+    """
+    from orchestrator.tasks import Task
+
+    file, _, function = entrypoint.rpartition(":")
+    if file.endswith(".py") and Path(file).is_absolute():
+        path, entrypoint = Path(file).parent, f"{Path(file).name}:{function}"
+    where, function = split(entrypoint)
+    found: Task[..., Any] = _load(where, function, Path(path).absolute(), entrypoint, Task, "task")
+    return found
+
+
+def _load(where: str, function: str, root: Path, entrypoint: str, kind: type, noun: str) -> Any:
+    module = load_module(entrypoint, root)
     found: Any = module
     for part in function.split("."):
         found = getattr(found, part, None)
-    if isinstance(found, Flow):
+    if isinstance(found, kind):
         return found
-    flows = sorted(name for name, value in vars(module).items() if isinstance(value, Flow))
+    others = sorted(name for name, value in vars(module).items() if isinstance(value, kind))
+    listed = _listed(where, function, others, noun)
     if found is not None:
         raise FlowLoadError(
-            f"{function!r} in {where} is a {type(found).__name__}, not a flow.",
-            hint=f"Decorate it with @flow.{_flows_of(where, function, flows)}",
+            f"{function!r} in {where} is a {type(found).__name__}, not a {noun}.", hint=f"Decorate it with @{noun}.{listed}"
         )
-    raise FlowLoadError(f"There is no flow {function!r} in {where}.", hint=_flows_of(where, function, flows).strip())
+    raise FlowLoadError(f"There is no {noun} {function!r} in {where}.", hint=listed.strip())
 
 
 def load_module(entrypoint: str, path: str | Path) -> ModuleType:
@@ -217,12 +238,12 @@ def _user_frames(error: BaseException) -> TracebackType | None:
     return frames
 
 
-def _flows_of(where: str, function: str, flows: list[str]) -> str:
-    if not flows:
-        return f" {where} holds no flow."
-    close = difflib.get_close_matches(function, flows, n=1) or (flows if len(flows) == 1 else [])
-    listed = ", ".join(flows)
-    return f" Did you mean {where}:{close[0]}? Its flows: {listed}." if close else f" Its flows: {listed}."
+def _listed(where: str, function: str, others: list[str], noun: str) -> str:
+    if not others:
+        return f" {where} holds no {noun}."
+    close = difflib.get_close_matches(function, others, n=1) or (others if len(others) == 1 else [])
+    listed = ", ".join(others)
+    return f" Did you mean {where}:{close[0]}? Its {noun}s: {listed}." if close else f" Its {noun}s: {listed}."
 
 
 def _python_files(root: Path) -> Iterator[Path]:

@@ -236,6 +236,14 @@ def complete(driver: Callable[[Call], Any], call: Call) -> Any:
     return run_coroutine(answer) if driver is call_async else answer
 
 
+def complete_async(driver: Callable[[Call], Any], call: Call) -> Coroutine[Any, Any, Any]:
+    """As ``complete``, for what is async: the coroutine that does it on the loop that runs here."""
+    fn = call.fn
+    if driver is generate_async:
+        call.fn = lambda *args, **kwargs: _collect(fn(*args, **kwargs))
+    return call_async(call)
+
+
 def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Run a coroutine to its end from synchronous code: in this thread, or beside the loop that runs here already."""
     import asyncio

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import clock, names, states
-from orchestrator.context import FlowRunContext, TagsContext
+from orchestrator.context import FlowRunContext, TagsContext, TaskRunContext
 from orchestrator.engine import outcomes, termination
 from orchestrator.engine.drive import Call, Hook, forgotten
 from orchestrator.engine.inputs import Producers, resolve, states_of
@@ -106,15 +106,18 @@ class FlowCall(Call):
     def _new_run(self) -> FlowRun:
         parent = self._parent
         tags = TagsContext.get().current_tags
+        task = TaskRunContext.get()
+        caller = None if task is None else task.run  # a background task run
         if parent is not None:
             tags |= set(parent.flow_run.tags)
+            caller = parent.flow_run.id
         return FlowRun(
             id=new_id(),
             name=self.flow.name_of_run(self._values) or names.generate(),
             flow_name=self.flow.name,
             parameters=self._values,
             tags=tuple(sorted(tags)),
-            parent=None if parent is None else parent.flow_run.id,
+            parent=caller,
         )
 
     def _open_record(self) -> None:

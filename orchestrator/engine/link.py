@@ -35,6 +35,8 @@ _CHUNK_LINES = 500
 _MOST_TASKS = 1000
 _MESSAGE_CHARACTERS = 64 * 1024
 _SEND_SECONDS = 30
+_ENDS_KEPT = 1000
+_FOR_EXECUTORS = frozenset({protocol.RUNS, protocol.STOP, protocol.CLOSE})
 _RECEIVE_BYTES = 256 * 1024
 
 _LogLine = tuple[str, int, int, str, str, str | None]
@@ -88,6 +90,8 @@ class Link:
         self._ended: dict[str, str] = {}
         self._cancelled: dict[str, str] = {}
         self._told_ends: set[str] = set()
+        self._gathered: deque[bytes] = deque()
+        self._serve: Callable[[Frame], object] | None = None
         self.limited_tags: frozenset[str] | None = None
         """The tags that have limits, as far as known: they were seconds ago."""
         self._requests = itertools.count(1)
@@ -119,18 +123,31 @@ class Link:
         """Send a frame now, after everything noted so far."""
         with self._sending:
             self._write(b"".join((*self._noted_frames(), protocol.pack(frame))))
-        if frame[0] == protocol.END:
+        if frame[0] == protocol.END and self._serve is None:
             self._told_ends.add(frame[1])
 
     def has_told_end(self, run: str) -> bool:
         """Whether the end of a run was sent."""
         return run in self._told_ends
 
+    def gather(self, frame: Frame) -> None:
+        """Have a frame sent with the next ``flush`` or ``send``, after all that was noted before."""
+        self._gathered.append(protocol.pack(frame))
+
+    @property
+    def gathered(self) -> int:
+        """How many frames wait for the next ``flush``."""
+        return len(self._gathered)
+
     def flush(self) -> None:
-        """Send what has been noted so far."""
+        """Send what has been noted and gathered so far."""
         with self._sending:
             if noted := b"".join(self._noted_frames()):
                 self._write(noted)
+
+    def forget(self, run: str) -> None:
+        """The run has ended, and this link goes on."""
+        self._cancelled.pop(run, None)
 
     def close(self) -> None:
         """Send what is left and close the socket. The recorder takes a run without an end for crashed."""
@@ -159,6 +176,20 @@ class Link:
             if self._reader is None:
                 self._reader = threading.Thread(target=self._read_on, name="orch-link-reader", daemon=True)
                 self._reader.start()
+
+    def serve(
+        self,
+        take: Callable[[Frame], object],
+        on_lost: Callable[[str], None] | None = None,
+        on_cancel: Callable[[str, str], None] | None = None,
+    ) -> None:
+        """Read in this thread until the recorder is gone. ``take`` gets ``runs``, ``stop`` and ``close``, in any thread."""
+        self._serve, self._on_lost, self._on_cancel = take, on_lost, on_cancel
+        with self._arrived:
+            self._reader = threading.current_thread()
+        while self._inbox:
+            take(self._inbox.popleft())
+        self._read_on()
 
     def ask(self, what: str, *arguments: Any, timeout: float = 30.0) -> Any:
         """Have the recorder do something and return its answer.
@@ -234,6 +265,8 @@ class Link:
             self.flush()
 
     def _noted_frames(self) -> list[bytes]:
+        # Taken first: whatever was noted before one of these was gathered goes before it.
+        gathered = [self._gathered.popleft() for _ in range(len(self._gathered))]
         frames: list[bytes] = []
         while self._log:
             lines: dict[str, list[list[Any]]] = {}
@@ -259,7 +292,7 @@ class Link:
             for run, task in changed.values():
                 rows.setdefault(run, {})[task.id] = protocol.task_row(task)
             frames.extend(protocol.pack([protocol.TASKS, run, list(of_run.values())]) for run, of_run in rows.items())
-        return frames
+        return frames + gathered
 
     def _write(self, packed: bytes) -> None:
         if self.lost is not None:
@@ -311,6 +344,9 @@ class Link:
             pass
 
     def _take(self, frame: Frame) -> None:
+        if self._serve is not None and frame[0] in _FOR_EXECUTORS:
+            self._serve(frame)
+            return
         match frame:
             case [protocol.WAITS, int(request), str(detail)]:
                 if tell := self._calls.get(request):
@@ -328,6 +364,8 @@ class Link:
                     self._answers[request] = (ok, value)
                 case [protocol.ENDED, str(run), str(answer)]:
                     self._ended[run] = answer
+                    if len(self._ended) > _ENDS_KEPT:
+                        del self._ended[next(iter(self._ended))]  # nobody waits for those of subflows
                 case [protocol.CANCEL, str(run), str(message)]:
                     self._cancelled[run] = message
                 case [protocol.TROUBLE, str(message)]:

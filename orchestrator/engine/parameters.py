@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 _EMPTY = inspect.Parameter.empty
 _ANYTHING = (Any, object, _EMPTY)
-_PLAIN = frozenset({int, float, str, bool, bytes, list, dict, tuple, set, frozenset, type(None)})
+_TRAVELS = frozenset({int, float, str, bool, bytes, list, dict, type(None)})
+_PLAIN = _TRAVELS | {tuple, set, frozenset}
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _RESERVED = frozenset({"return_state", "wait_for"})
 
@@ -131,11 +132,28 @@ class Signature:
             )
         return validated
 
+    def made_again(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call that has travelled, made again what they were where the annotations say so.
+
+        Raises ParameterBindError, ParameterTypeError.
+        """
+        if not self._with_types:
+            self.check(args, kwargs)
+            return args, kwargs
+        given = self.bind_given(args, kwargs)
+        return self.arrange(given | self.validate({name: given[name] for name in self._with_types if name in given}))
+
     def prepare(self) -> None:
         """Make ready whatever needs pydantic. For a process whose forks shall not each import it anew."""
         for name, annotation in self._annotations.items():
             if annotation not in _ANYTHING and annotation not in _PLAIN:
                 self._adapter(name)
+
+    @cached_property
+    def _with_types(self) -> list[str]:
+        """Parameters that want something else than what travels as it is."""
+        annotations = self._annotations.items()
+        return [name for name, annotation in annotations if annotation not in _ANYTHING and annotation not in _TRAVELS]
 
     def _coerce(self, name: str, value: Any) -> Any:
         adapter = self._adapter(name)

@@ -11,6 +11,8 @@ first item of a frame says what it is.
       tasks  run, rows                  see ``task_row``; a later row of a task run replaces an earlier one
       end    run, type, name, message, result, retry_in_ms or None
       ask    request, what, arguments   something only the recorder can fetch
+      files  [[file, mtime_ns, size], ...]
+                                        an executor process has imported these of the project's files
       acquire request, run, of, names, occupy, rate, strict, patient
                                         slots of concurrency limits; the request is the call's number, by which it is released.
                                         Not patient: what is not there at once is refused
@@ -18,6 +20,9 @@ first item of a frame says what it is.
 
     recorder -> engine
       run      the run to execute       first frame to a worker's child
+      runs     rows                     to an executor process: more runs to execute, see ``engine.threads.Row``
+      stop     run                      to an executor process: stop what executes this run
+      close                             to an executor process: no run comes any more
       answer   request, ok, value       to acquire: granted, or why not, and a detail
       waits    request, detail          the slots are not free; the answer comes when they are
       limited  tags                     the tags that have limits, for who has asked for slots of tags: others need none
@@ -45,10 +50,14 @@ LOG = "log"
 TASKS = "tasks"
 END = "end"
 ASK = "ask"
+FILES = "files"
 ACQUIRE = "acquire"
 RELEASE = "release"
 
 RUN = "run"
+RUNS = "runs"
+STOP = "stop"
+CLOSE = "close"
 ANSWER = "answer"
 WAITS = "waits"
 LIMITED = "limited"

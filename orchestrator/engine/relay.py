@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 from orchestrator import clock
 from orchestrator.engine import protocol
@@ -36,6 +36,7 @@ LOG_LINES = 10_000
 _LINES_A_CALL = 1000
 _ROWS_A_CALL = 1000
 _CALLS_A_TURN = 100
+_NOW = timedelta(0)
 _FIRST_RETRY = 0.25
 _LAST_RETRY = 2.0
 
@@ -46,8 +47,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """A frame for one child."""
 
     child: Child
@@ -111,7 +111,7 @@ class _Tracked:
     starts: list[State] = field(default_factory=list)
     changed: dict[str, TaskRun] = field(default_factory=dict)
     open_tasks: dict[str, TaskRun] = field(default_factory=dict)
-    end: Frame | None = None
+    end: End | None = None
     ended_at: float = 0.0
     death: str | None = None
 
@@ -163,6 +163,7 @@ class Relay:
         self._interval = interval
         self._log_lines = log_lines
         self._runs: dict[str, _Tracked] = {}
+        self._unwritten: dict[str, _Tracked] = {}  # those of which something is to be written, besides their logs
         self._logs: dict[str, _Log] = {}
         self._is_full = False
         self.dropped_away = self.dropped_full = 0  # log lines in all, while Redis was away or full
@@ -227,6 +228,7 @@ class Relay:
     def forget(self, run: str) -> None:
         """The run is no longer ours (handed back, lost): whatever its child still says about its state is not written."""
         self._runs.pop(run, None)
+        self._unwritten.pop(run, None)
         self._drop_calls(run)
 
     def granted(self, run: str, call: int, now: float) -> None:
@@ -303,6 +305,7 @@ class Relay:
         for tracked in self._runs.values():
             if tracked.child == child and tracked.end is None:
                 tracked.death = reason
+                self._unwritten[tracked.id] = tracked
                 for task in tracked.open_tasks.values():
                     task.state = State(StateType.CRASHED, message=reason)
                     task.ended = clock.now()
@@ -359,11 +362,18 @@ class Relay:
         self._deadline = moment if self._deadline is None else min(self._deadline, moment)
 
     def _take(self, child: Child, frame: Frame, now: float) -> None:
+        if frame[0] == protocol.END:
+            tracked = self._owned(child, frame[1])
+            tracked.end, tracked.ended_at = _end_of(frame), now
+            self._unwritten[tracked.id] = tracked
+            self._due(now)
+            return
         match frame:
             case [protocol.START, str(run), str(name), int(at_ms)]:
                 tracked = self._owned(child, run)
                 if not tracked.started:
                     tracked.starts.append(State(StateType.RUNNING, name, timestamp=clock.from_ms(at_ms)))
+                    self._unwritten[run] = tracked
                     self._due(now + self._interval)
                 tracked.started, tracked.begun = False, True
             case [protocol.LOG, str(run), list(lines)]:
@@ -374,14 +384,9 @@ class Relay:
                 self._due(now + self._interval)
             case [protocol.OPEN, int(), dict(fields)]:
                 new = NewRun(**{**fields, "tags": tuple(fields.get("tags", ()))})
-                self._runs.setdefault(new.id, _Tracked(new.id, child, opening=new))
+                tracked = self._runs.setdefault(new.id, _Tracked(new.id, child, opening=new))
+                self._unwritten[new.id] = tracked
                 self._due(now + self._interval)
-            case [protocol.END, str(run), *_]:
-                if not (ends := _end_of(frame, 0).state).is_final() and ends.name != "AwaitingRetry":
-                    raise ValueError(f"{ends.name} ends nothing")
-                tracked = self._owned(child, run)
-                tracked.end, tracked.ended_at = frame, now
-                self._due(now)
             case [protocol.ASK, int(request), str(what), list(arguments)]:
                 self._questions.append(_Question(child, request, what, arguments))
                 self._due(now)
@@ -404,6 +409,7 @@ class Relay:
         return tracked
 
     def _take_tasks(self, tracked: _Tracked, rows: list[list[Any]]) -> None:
+        self._unwritten[tracked.id] = tracked
         for row in rows:
             task = protocol.task_of(row)
             tracked.changed[task.id] = task
@@ -426,12 +432,12 @@ class Relay:
         return {tracked.child for tracked in self._runs.values()}
 
     def _has_more(self) -> bool:
-        return bool(self._logs or self._questions or self._to_ask) or any(tracked.changed for tracked in self._runs.values())
+        return bool(self._logs or self._questions or self._to_ask or self._unwritten)
 
     # Below: writing, in this order
 
     def _open(self) -> None:
-        for tracked in list(self._runs.values()):
+        for tracked in list(self._unwritten.values()):
             if tracked.opening is None:
                 continue
             try:
@@ -443,34 +449,37 @@ class Relay:
                 log.warning("Run %s cannot be recorded: %s", tracked.id, problem)
                 self._drop_calls(tracked.id)
                 self._runs.pop(tracked.id)
+                self._unwritten.pop(tracked.id)
                 self._logs.pop(tracked.id, None)
                 self._replies.append(Reply(tracked.child, [protocol.ENDED, tracked.id, "refused"]))
 
     def _exchange(self, now: float) -> None:
         """Starts, log lines, task runs, ends and the claim that follows them, in one round trip."""
-        ending = [
-            (tracked, _end_of(tracked.end, tracked.attempt, now - tracked.ended_at))
-            for tracked in self._runs.values()
-            if tracked.end is not None and self._is_told_in_one_turn(tracked)
-        ]
+        ending = []
+        for tracked in self._unwritten.values():
+            if tracked.end is not None and self._is_told_in_one_turn(tracked):
+                tracked.end.attempt = tracked.attempt
+                tracked.end.ago = timedelta(seconds=max(0.0, now - tracked.ended_at)) if now > tracked.ended_at else _NOW
+                ending.append((tracked, tracked.end))
         moment = clock.now()
         turn = Turn(
             worker=self._worker,
             starts=[
                 Start(tracked.id, tracked.attempt, state.name, moment - state.timestamp)
-                for tracked in self._runs.values()
+                for tracked in self._unwritten.values()
                 for state in tracked.starts
             ],
             logs=self._take_logs(),
             tasks=[
                 (tracked.id, tracked.attempt, list(tracked.changed.values())[:_ROWS_A_CALL])
-                for tracked in self._runs.values()
+                for tracked in self._unwritten.values()
                 if tracked.changed
             ],
             ends=[end for _, end in ending],
             claim=self._claim([end.run for _, end in ending]) if self._claim else None,
         )
         if not (turn.starts or turn.logs or turn.tasks or turn.ends or turn.claim):
+            self._forget_written()
             return
         try:
             turned = self._store.runs.exchange(turn)
@@ -520,11 +529,20 @@ class Relay:
 
     def _note_written(self, turn: Turn) -> None:
         self._logs = {run: kept for run, kept in self._logs.items() if kept.lines or (kept.dropped and run in self._runs)}
-        for tracked in self._runs.values():
-            tracked.starts.clear()
         for run, _, tasks in turn.tasks:
             for task in tasks:
                 del self._runs[run].changed[task.id]
+        for tracked in self._unwritten.values():
+            if tracked.starts:
+                tracked.starts.clear()
+        self._forget_written()
+
+    def _forget_written(self) -> None:
+        self._unwritten = {
+            run: tracked
+            for run, tracked in self._unwritten.items()
+            if tracked.end is not None or tracked.changed or tracked.death is not None
+        }
 
     def _take_logs(self) -> dict[str, list[LogLine]]:
         taken = {run: lines for run, kept in self._logs.items() if (lines := kept.take())}
@@ -536,6 +554,8 @@ class Relay:
         return taken
 
     def _bury(self) -> None:
+        if all(tracked.death is None for tracked in self._unwritten.values()):
+            return
         # Subflows before the run that called them: children were opened later.
         for tracked in reversed(list(self._runs.values())):
             if tracked.death is not None and not tracked.changed:
@@ -545,7 +565,11 @@ class Relay:
 
     def _finished(self, tracked: _Tracked, answer: str) -> None:
         del self._runs[tracked.id]
-        self._drop_calls(tracked.id)
+        self._unwritten.pop(tracked.id, None)
+        if self._calls or self._granted:
+            self._drop_calls(tracked.id)
+        if self._told_tags and tracked.opened is None:
+            self._told_tags.pop(tracked.child, None)
         self._replies.append(Reply(tracked.child, [protocol.ENDED, tracked.id, answer]))
 
     def _answer(self) -> None:
@@ -698,7 +722,11 @@ def _log_line(line: list[Any], attempt: int) -> LogLine:
     return LogLine(clock.from_ms(at_ms), int(level), str(logger), str(message), attempt, task_run)
 
 
-def _end_of(frame: Frame, attempt: int, ago_s: float = 0.0) -> End:
+def _end_of(frame: Frame) -> End:
+    """The end that a frame tells of; attempt and age are not known yet. Raises ValueError for one that ends nothing."""
     _, run, kind, name, message, result, retry_in_ms = frame
+    state = State(StateType(kind), name, message)
+    if not state.is_final() and name != "AwaitingRetry":
+        raise ValueError(f"{name} ends nothing")
     retry_in = None if retry_in_ms is None else timedelta(milliseconds=retry_in_ms)
-    return End(run, attempt, State(StateType(kind), name, message), bytes(result), retry_in, timedelta(seconds=max(0.0, ago_s)))
+    return End(run, 0, state, bytes(result), retry_in)

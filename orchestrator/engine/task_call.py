@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import states
-from orchestrator.context import FlowRunContext, TagsContext, TaskRunContext
+from orchestrator.context import FlowRunContext, TagsContext, TaskRunContext, recorded_run
 from orchestrator.engine import outcomes
 from orchestrator.engine.drive import Call, Hook, forgotten
 from orchestrator.engine.inputs import UpstreamFailed, resolve, resolve_call
@@ -16,7 +16,7 @@ from orchestrator.engine.interruption import state_of_interruption
 from orchestrator.exceptions import CrashedRun, RunTimedOut
 from orchestrator.keys import new_id
 from orchestrator.logging import handlers
-from orchestrator.logging.loggers import TASK_RUNS, task_run_logger
+from orchestrator.logging.loggers import TASK_RUNS, RunLogger, task_run_logger
 from orchestrator.models import TaskRun
 from orchestrator.states import State, StateType
 
@@ -68,10 +68,10 @@ class TaskCall(Call):
         self._wait_for = wait_for
         self._return_state = return_state
         self._flow = FlowRunContext.get()
-        self._link = None if self._flow is None else self._flow.link
+        self._link, self._run = recorded_run() or (None, "")
         self.task_run = new_task_run(task, self._flow) if task_run is None else task_run
         if self.task_run.tags and self._link is not None:
-            self.slots = self._slots_of_tags(self._link)
+            self.slots = self._slots_of_tags(self._link, self._run)
         self._has_ended = False
         self._value: Any = None
         self._problem: BaseException | None = None
@@ -108,7 +108,8 @@ class TaskCall(Call):
         log_prints = self.task.log_prints
         if log_prints is None:
             log_prints = flow is not None and flow.log_prints
-        self.context = TaskRunContext(self.task, self.task_run, self.args, self.kwargs, log_prints)
+        home = (None, None) if flow is not None or not self._run else (self._link, self._run)
+        self.context = TaskRunContext(self.task, self.task_run, self.args, self.kwargs, log_prints, *home)
         if self.task.task_run_name is not None and not self._has_ended:
             self.task_run.name = self.task.name_of_run(self.context)
 
@@ -143,7 +144,7 @@ class TaskCall(Call):
         outcomes.let_go(problem)
         if not isinstance(problem, Exception):
             self._problem = problem
-            self._end(state_of_interruption(problem, self._flow))
+            self._end(self._interrupted(problem))
             return
         state = outcomes.of_exception(problem)
         if isinstance(problem, RunTimedOut) and self.timeout is not None:
@@ -165,7 +166,7 @@ class TaskCall(Call):
         """End a run that stopped between attempts."""
         if not self._has_ended:
             self._problem = problem
-            self._end(state_of_interruption(problem, self._flow))
+            self._end(self._interrupted(problem))
 
     def close(self) -> None:
         """Nothing is left to do: each change was told as it came."""
@@ -185,18 +186,31 @@ class TaskCall(Call):
         """Cancel a run that has not begun."""
         self._end(states.Cancelled(message))
 
+    @property
+    def _failures(self) -> int:
+        """How many attempts have failed, this one included."""
+        return self.task_run.run_count
+
+    def _interrupted(self, problem: BaseException) -> State:
+        if self._flow is None and self._link is not None:
+            message = self._link.cancel_message(self._run)
+            if message is not None:
+                return states.Cancelled(message, data=problem)
+        return state_of_interruption(problem, self._flow)
+
     def _try_again(self, state: State, told: str) -> bool:
         """Whether there will be another attempt, ``delay`` seconds from now; ``told`` says what became of this one."""
         run, retries = self.task_run, self.task.retry_policy
-        if run.run_count > retries.count or not self._may_retry(state):
+        failures = self._failures
+        if failures > retries.count or not self._may_retry(state):
             return False
-        self.delay = retries.delay_before(run.run_count)
+        self.delay = retries.delay_before(failures)
         run.state = states.AwaitingRetry(state.message)
         self._tell()
         if self.slots is not None:
             self.slots.release()
         told += "; retry %d of %d starts in %g seconds"
-        self._say(logging.WARNING, told, state.message, run.run_count, retries.count, self.delay, exc_info=state.data)
+        self._say(logging.WARNING, told, state.message, failures, retries.count, self.delay, exc_info=state.data)
         return True
 
     def _may_retry(self, state: State) -> bool:
@@ -217,19 +231,25 @@ class TaskCall(Call):
         run.ended = state.timestamp
         run.state = state
         self._tell()
-        level = outcomes.level_of(state)
+        level = self._level_of(state)
         if TASK_RUNS.isEnabledFor(level):
-            handlers.say(task_run_logger(run, self._flow), level, f"Ended {state}")
+            handlers.say(self._logger(), level, f"Ended {state}")
         hooks = self.task.hooks_after(state)
         if hooks:
             self._hook(hooks)
 
-    def _slots_of_tags(self, link: Link) -> Slots:
+    def _level_of(self, state: State) -> int:
+        return outcomes.level_of(state)
+
+    def _logger(self) -> RunLogger:
+        home = {} if self._flow is not None or not self._run else {"orch_link": self._link, "orch_run": self._run}
+        return task_run_logger(self.task_run, self._flow, **home)
+
+    def _slots_of_tags(self, link: Link, run: str) -> Slots:
         from orchestrator.engine.protocol import Wanted
         from orchestrator.engine.slots import Slots
 
-        assert self._flow is not None
-        return Slots(link, self._flow.flow_run.id, Wanted("tag", list(self.task_run.tags)), self._wait)
+        return Slots(link, run, Wanted("tag", list(self.task_run.tags)), self._wait)
 
     def _wait(self, sentence: str) -> None:
         if not self._has_ended:
@@ -246,9 +266,9 @@ class TaskCall(Call):
         self.due_hooks.extend(partial(hook, self.task, self.task_run, self.task_run.state) for hook in hooks)
 
     def _tell(self) -> None:
-        if self._link is not None and self._flow is not None:
-            self._link.task(self._flow.flow_run.id, self.task_run)
+        if self._link is not None:
+            self._link.task(self._run, self.task_run)
 
     def _say(self, level: int, message: str, *values: Any, exc_info: BaseException | None = None) -> None:
         if TASK_RUNS.isEnabledFor(level):
-            task_run_logger(self.task_run, self._flow).log(level, message, *values, exc_info=exc_info)
+            self._logger().log(level, message, *values, exc_info=exc_info)

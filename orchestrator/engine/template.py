@@ -17,7 +17,8 @@ and speaks msgpack arrays with it:
                             ["exit", pid, status, reason]               a child ended; it stays a zombie until "reap"
 
 A child waits for one ["run", {...}] on its frames socket, executes it and exits. In mode spawn the template imports no user
-code and each child is a fresh interpreter (``--once``).
+code and each child is a fresh interpreter (``--once``). With an empty entrypoint nothing of the user's is imported either, and
+a child is an executor process (``threads.py``): it gets its runs later on.
 
 Who dies with whom: the template kills its children's process groups and exits when the supervisor's socket closes; children
 are killed by the kernel when their template dies. Each child adopts what its descendants leave behind, so that no daemon gets
@@ -164,8 +165,11 @@ class Template:
         _note_own_exit_handlers()
         started_ms = clock.now_ms()
         try:
-            self._flow = load(spec)
-            _make_ready(self._flow)
+            if spec["entrypoint"]:
+                self._flow = load(spec)
+                _make_ready(self._flow)
+            else:
+                import orchestrator.engine.threads  # noqa: F401
             # What the module has printed stands in a buffer, which every child would inherit and print again.
             _flush_output()
         except BaseException as error:  # a module may raise anything, SystemExit included
@@ -470,10 +474,12 @@ def _run_once(frames: int) -> NoReturn:
     link, run = _receive_run(frames)
     if run is None:
         os._exit(0)
-    try:
-        flow = load(run)
-    except BaseException as error:
-        _end_failed(link, run, error)
+    flow = None
+    if run["entrypoint"]:
+        try:
+            flow = load(run)
+        except BaseException as error:
+            _end_failed(link, run, error)
     _execute(run, link, flow)
 
 
@@ -493,11 +499,15 @@ def _execute(run: dict[str, Any], link: Link, flow: Flow[..., Any] | None) -> No
     from orchestrator.engine.execute import execute_run
 
     global _reserve
-    assert flow is not None
     _reserve = mmap.mmap(-1, _RESERVE_BYTES)  # address space alone: none of it is touched
     # Lines reach the log while the run goes on, and none is lost when the process is killed.
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    if flow is None:
+        from orchestrator.engine import threads
+
+        threads.serve(link, run)
+        leave(link, 0)
     settings.tell_fence(run["attempt"])
     status = 0
     try:
@@ -507,7 +517,7 @@ def _execute(run: dict[str, Any], link: Link, flow: Flow[..., Any] | None) -> No
     except BaseException as problem:
         status = 1
         _tell_last(link, run["id"], problem)
-    _leave(link, status)
+    leave(link, status)
 
 
 def _tell_last(link: Link, run: str, problem: BaseException) -> None:
@@ -541,10 +551,11 @@ def _end_failed(link: Link, run: dict[str, Any], error: BaseException) -> NoRetu
     message, traceback = describe_failure(error)
     link.send([protocol.LOG, run["id"], [[clock.now_ms(), logging.ERROR, "orchestrator.worker", traceback, None]]])
     link.send([protocol.END, run["id"], StateType.FAILED.value, "Failed", message, b"", None])
-    _leave(link, 0)
+    leave(link, 0)
 
 
-def _leave(link: Link, status: int) -> NoReturn:
+def leave(link: Link, status: int) -> NoReturn:
+    """End this process as the interpreter would, within LAST_WORK_S; the run's end has been told."""
     # No clean-up of the interpreter: it costs milliseconds, and objects made before the fork are not ours to finalise.
     _flush_output()
     _do_last_work(link, status)

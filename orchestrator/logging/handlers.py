@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import IO, Any
 
 from orchestrator import clock, settings
-from orchestrator.context import FlowRunContext
+from orchestrator.context import recorded_run
 from orchestrator.logging.loggers import FLOW_RUNS, TASK_RUNS, RunLogger
 
 _FIELDS = ("flow_run_id", "flow_run_name", "flow_name", "task_run_id", "task_run_name", "task_name")
@@ -45,7 +45,8 @@ def say(logger: RunLogger, level: int, message: str) -> None:
     if link is None or len(of.handlers) != 1 or type(of.handlers[0]) is not RunLogHandler or of.filters:
         logger.log(level, message)
     else:
-        link.log(fields["flow_run_id"], clock.now_ms(), level, of.name, message, fields.get("task_run_id"))
+        run = fields.get("flow_run_id") or fields["orch_run"]
+        link.log(run, clock.now_ms(), level, of.name, message, _part(fields, run))
 
 
 class RunLogHandler(logging.Handler):
@@ -55,16 +56,16 @@ class RunLogHandler(logging.Handler):
         """Note the record for the run that it names, or else for the one that runs here."""
         fields = record.__dict__
         link = fields.get("orch_link")
-        run = fields.get("flow_run_id")
+        run = fields.get("flow_run_id") or fields.get("orch_run")
         if run is None:
-            flow = FlowRunContext.get()
-            if flow is None:
+            found = recorded_run()
+            if found is None:
                 return
-            link, run = flow.link, flow.flow_run.id
+            link, run = found
         if link is None:
             return
         try:
-            link.log(run, int(record.created * 1000), record.levelno, record.name, _message(record), fields.get("task_run_id"))
+            link.log(run, int(record.created * 1000), record.levelno, record.name, _message(record), _part(fields, run))
         except Exception:
             self.handleError(record)
 
@@ -114,6 +115,12 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info and record.exc_info[1] is not None:
             line["exc"] = _traceback(record)
         return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def _part(fields: Mapping[str, Any], run: str) -> str | None:
+    """The task run that a line of this run's log belongs to; None where it is the run itself."""
+    task_run: str | None = fields.get("task_run_id")
+    return None if task_run == run else task_run
 
 
 def _message(record: logging.LogRecord) -> str:

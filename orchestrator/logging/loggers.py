@@ -55,7 +55,8 @@ def get_run_logger(context: FlowRunContext | TaskRunContext | None = None, **ext
     if context is None:
         task = TaskRunContext.get()
     if task is not None:
-        return task_run_logger(task.task_run, flow, **{"task_name": task.task.name, **extra})
+        home = {} if task.run is None else {"orch_link": task.link, "orch_run": task.run}
+        return task_run_logger(task.task_run, flow, **{"task_name": task.task.name, **home, **extra})
     if flow is not None:
         return flow_run_logger(flow.flow_run, flow.link, **extra)
     if FLOW_RUNS.disabled:
@@ -72,7 +73,10 @@ def flow_run_logger(flow_run: FlowRun, link: Link | None = None, **extra: Any) -
 
 
 def task_run_logger(task_run: TaskRun, flow: FlowRunContext | None = None, **extra: Any) -> RunLogger:
-    """The logger of one task run. Its records reach the log of the flow run that it belongs to."""
+    """The logger of one task run. Its records reach the log of the flow run that it belongs to.
+
+    Those of a background task run, and of what it calls, go through ``extra``'s ``orch_link`` into the log of ``orch_run``.
+    """
     fields: dict[str, Any] = {"task_run_id": task_run.id, "task_run_name": task_run.name, "task_name": task_run.key}
     if flow is not None:
         fields |= {"flow_run_id": flow.flow_run.id, "flow_run_name": flow.flow_run.name, "flow_name": flow.flow_run.flow_name}

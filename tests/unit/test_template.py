@@ -288,7 +288,7 @@ from orchestrator.engine.link import Link
 
 template.LAST_WORK_S = 0.01
 threading.Thread(target=threading.Event().wait, name="stuck").start()
-template._leave(Link(socket.socketpair()[0]), 3)
+template.leave(Link(socket.socketpair()[0]), 3)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 3

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.metrics import ADDRESS
 
@@ -18,23 +18,24 @@ if TYPE_CHECKING:
     from orchestrator.settings import Settings
     from orchestrator.store.answers import ClaimedRun
 
-DEFAULT_LIMIT = 10
-"""Runs at a time where ``--limit`` is not given. Most flows mostly wait for something, so it is not the number of cores."""
+DEFAULT_LIMITS = {"process": 10, "thread": 100}
+"""Runs at a time where ``--limit`` is not given, by type. Most mostly wait for something: it is not the number of cores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerOptions:
     """What ``orch worker start`` was told.
 
-    ``queues`` empty = all of the pool's. ``grace`` is how long runs may go on after the first SIGTERM before they are handed
-    back; ``cancel_grace`` how long a cancelled run has between SIGTERM and SIGKILL. ``announce`` gets each sentence meant for
-    the person at the terminal.
+    ``queues`` empty = all of the pool's. ``processes``: how many executor processes share the runs of a thread worker.
+    ``grace`` is how long runs may go on after the first SIGTERM before they are handed back; ``cancel_grace`` how long a
+    cancelled run has between SIGTERM and SIGKILL. ``announce`` gets each sentence meant for the person at the terminal.
     """
 
     pool: str
     name: str = ""
     type: str = "process"
-    limit: int = DEFAULT_LIMIT
+    limit: int = DEFAULT_LIMITS["process"]
+    processes: int = 1
     queues: tuple[str, ...] = ()
     burst: bool = False
     metrics_port: int | None = None
@@ -77,6 +78,10 @@ class Job:
     has_reported_end: bool = False
     has_ended: bool = False
     """Its end is in Redis."""
+    has_started: bool = False
+    """It has entered Running with its claim."""
+    place: Any = None
+    """Where its executor has put it."""
     # For metrics, as in Opened; ``asked`` are calls for slots: since when, of which limits.
     began: float = 0.0
     ending: str = ""
@@ -100,6 +105,14 @@ class Host(Protocol):
 
     def frames(self, job: Job, data: bytes) -> None:
         """The job's process sent these bytes of frames; several frames, or a part of one."""
+        ...
+
+    def received(self, size: int) -> None:
+        """So many bytes of frames came, which ``frame`` passes on one by one."""
+        ...
+
+    def frame(self, job: Job, frame: list[Any]) -> None:
+        """A frame of the job's, unpacked already."""
         ...
 
     def output(self, job: Job, stream: str, lines: Sequence[str]) -> None:
@@ -141,6 +154,10 @@ class Executor(Protocol):
 
     def send(self, job: Job, data: bytes) -> None:
         """Bytes of frames for the job's process."""
+        ...
+
+    def ended(self, job: Job) -> None:
+        """The job's end is in Redis."""
         ...
 
     def read_output(self, job: Job) -> None:

@@ -7,6 +7,7 @@ supervisor keeps a socket to each template and, for each child, a socket for fra
 from __future__ import annotations
 
 import errno
+import math
 import os
 import signal
 import socket
@@ -47,7 +48,13 @@ class ProcessExecutor:
     """Executes jobs in forked children. See ``base.Executor`` for the methods' contracts."""
 
     def __init__(
-        self, host: Host, limit: int, environment: Mapping[str, str] | None = None, *, max_templates: int = MAX_TEMPLATES
+        self,
+        host: Host,
+        limit: int,
+        environment: Mapping[str, str] | None = None,
+        *,
+        max_templates: int = MAX_TEMPLATES,
+        first_frame: Callable[[Job], dict[str, Any]] | None = None,
     ) -> None:
         self._host = host
         # Whoever descends from a template bears this, also one that has left its session and whose parents are all gone.
@@ -55,6 +62,7 @@ class ProcessExecutor:
         name, _, value = self._mark.partition("=")
         self._environment = {**(child_environment() if environment is None else environment), name: value}
         self._limit = limit
+        self._first_frame = first_frame or run_frame
         self._max_templates = max_templates
         self._templates: dict[str, _Template] = {}  # deployment id -> the one in use, most recently used last
         self._all: dict[int, _Template] = {}  # by the template's pid, retired ones too
@@ -90,18 +98,24 @@ class ProcessExecutor:
         for job in jobs:
             child = self._children.get(job)
             if child is not None and child.pid:
-                child.template.trust[child.pid] = job.trusted_until
+                child.template.trust[child.pid] = _moment(job)
 
     def send(self, job: Job, data: bytes) -> None:
         """Write frames to the job's child."""
         child = self._children.get(job)
-        if child is None:
-            return
-        if job.has_ended and child.ended_at is None:
+        if child is not None:
+            child.write(data)
+
+    def has_child(self, job: Job) -> bool:
+        """There is a child that what is sent to the job arrives at."""
+        return job in self._children
+
+    def ended(self, job: Job) -> None:
+        """There is no lease to lose any more: only LINGER_S limits what the child still has to do."""
+        child = self._children.get(job)
+        if child is not None and child.ended_at is None:
             child.ended_at = clock.monotonic()
-            # No lease to lose any more: only LINGER_S limits what it still has to do.
             child.template.trust[child.pid] = None
-        child.write(data)
 
     def read_output(self, job: Job) -> None:
         """Read the child's pipes, whatever the loop says."""
@@ -337,9 +351,9 @@ class ProcessExecutor:
         template.peak = max(template.peak, len(template.busy))
         self._children[job] = child
         if child.pid:
-            template.trust[child.pid] = job.trusted_until
+            template.trust[child.pid] = _moment(job)
         child.watch(not self._is_held)
-        child.write(msgpack.packb(["run", run_frame(job)]))
+        child.write(msgpack.packb(["run", self._first_frame(job)]))
         self._replenish(template)
 
     def _replenish(self, template: _Template) -> None:
@@ -366,7 +380,7 @@ class ProcessExecutor:
         child.pid = pid
         template.by_pid[pid] = child
         if child.job is not None:
-            template.trust[pid] = child.job.trusted_until
+            template.trust[pid] = _moment(child.job)
             if child.signal_on_start:
                 processes.signal_group(pid, child.signal_on_start)
 
@@ -413,6 +427,11 @@ class ProcessExecutor:
 
     def _output_throttled(self, resume: Callable[[], None]) -> None:
         self._throttled.append(resume)
+
+
+def _moment(job: Job) -> float | None:
+    """When its process is to be killed, as templates are told; None = not, for lack of a lease."""
+    return None if job.trusted_until == math.inf else job.trusted_until
 
 
 def _next_to_bury() -> int | None:

@@ -102,7 +102,11 @@ def make_executor(options: WorkerOptions, host: Host) -> Executor:
         from orch_workers.process import ProcessExecutor
 
         return ProcessExecutor(host, options.limit, child_environment(options.settings))
-    raise ConfigurationError(f"There is no worker type {options.type!r}.", hint="Types: process")
+    if options.type == "thread":
+        from orch_workers.thread import ThreadExecutor
+
+        return ThreadExecutor(host, options.limit, options.processes, child_environment(options.settings))
+    raise ConfigurationError(f"There is no worker type {options.type!r}.", hint="Types: process, thread")
 
 
 class Supervisor:
@@ -391,13 +395,15 @@ class Supervisor:
     def _take_reply(self, reply: Reply) -> None:
         job = reply.child
         assert isinstance(job, Job)
-        kind, run, *_ = reply.frame
+        frame = reply.frame
         if self._metrics is not None:
-            self._metrics.reply(job, reply.frame)
-        if kind == protocol.ENDED and run == job.run.id:
+            self._metrics.reply(job, frame)
+        if frame[0] == protocol.ENDED and frame[1] == job.run.id:
             job.has_ended = True
             self._release(job)
-        self._executor.send(job, protocol.pack(reply.frame))
+            self._executor.ended(job)
+        else:
+            self._executor.send(job, protocol.pack(frame))
 
     def _release(self, job: Job) -> None:
         """The job's slot is free."""
@@ -545,19 +551,22 @@ class Supervisor:
         deployment = self._deployment_of(run)
         job = Job(run, deployment or Deployment(name="", flow=run.flow, entrypoint=""), asked + self._trust_s)
         job.lease_ms = round(self._store.settings.lease.total_seconds() * 1000)
+        job.has_started = self._starts
         self._jobs[run.id] = job
-        self._frames[job] = protocol.Frames()
         self._relay.adopt(job, run.id, run.attempt, started=self._starts)
         if self._metrics is not None:
             self._metrics.claimed(job, started=self._starts)
         if deployment is None:
-            self.failed(job, "The run's deployment is gone, so nothing says where its code is.", "")
+            self.failed(job, _why_homeless(run), "")
+        elif run.kind == "task" and self._options.type != "thread":
+            why = f"A task run needs a worker of type thread; work pool '{self._pool}' is of type {self._options.type}."
+            self.failed(job, f"{why} Submit tasks to another pool: ORCH_TASK_POOL", "")
         else:
             self._executor.start(job)
 
     def _deployment_of(self, run: ClaimedRun) -> Deployment | None:
         if run.deployment is None:
-            return None
+            return None if run.entrypoint is None else Deployment(name="", flow=run.flow, entrypoint=run.entrypoint)
         known = self._deployments.get(run.deployment)
         if known is None or known.revision != run.revision:
             try:
@@ -593,14 +602,22 @@ class Supervisor:
     def frames(self, job: Job, data: bytes) -> None:
         """See Host."""
         self._unwritten += len(data)
+        frames = self._frames.get(job)
+        if frames is None:
+            frames = self._frames[job] = protocol.Frames()
         try:
-            for frame in self._frames[job].feed(data):
-                self._take_frame(job, frame)
+            for frame in frames.feed(data):
+                self.frame(job, frame)
         except (ValueError, KeyError) as error:
             log.warning("Stopped run %s: it sent what is no frame (%s)", job.run.id, error)
             self._executor.kill(job)
 
-    def _take_frame(self, job: Job, frame: list[Any]) -> None:
+    def received(self, size: int) -> None:
+        """See Host."""
+        self._unwritten += size
+
+    def frame(self, job: Job, frame: list[Any]) -> None:
+        """See Host."""
         if frame[0] == protocol.END and frame[1] == job.run.id:
             # What was printed before the end belongs before it in the log.
             self._executor.read_output(job)
@@ -890,6 +907,12 @@ class Supervisor:
 
 def _runs(number: int) -> str:
     return "1 run" if number == 1 else f"{number} runs"
+
+
+def _why_homeless(run: ClaimedRun) -> str:
+    if run.kind == "task":
+        return "The task run names no entry point, so nothing says where its code is."
+    return "The run's deployment is gone, so nothing says where its code is."
 
 
 def _line(job: Job, message: str) -> LogLine:
