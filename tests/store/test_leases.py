@@ -165,28 +165,6 @@ def test_runs_that_are_lost_together_twice_start_apart_the_third_time(floor: Flo
     assert sorted((floor.get(run).due - floor.now()).total_seconds() for run in runs) == [1, 3, 5]
 
 
-def test_a_run_that_is_lost_with_one_that_began_later_keeps_a_start(floor: Floor) -> None:
-    """Beside ten that killed their workers one of five thousand was there three times, and was taken for an eleventh."""
-    bystander = floor.submit(crash_budget=2)
-    strict = floor.submit(crash_budget=1)
-    for attempt in (1, 2, 3, 4):
-        assert bystander in [run.id for run in floor.claim(start=True)]
-        floor.wait(1)
-        killer = floor.submit(crash_budget=1)
-        assert [run.id for run in floor.claim(start=True)] == [killer]
-        floor.wait(15)
-        floor.store.runs.lapse()
-        floor.wait(1)
-        floor.store.runs.lapse()
-        assert floor.place(killer) == ("ended", "Crashed")
-        assert floor.get(bystander).crash_count == attempt
-        floor.wait(60)
-        floor.store.runs.release_due()
-    assert floor.place(bystander) == ("ended", "Crashed"), "no more than twice its budget"
-    assert floor.place(strict) == ("ended", "Crashed")
-    assert floor.get(strict).run_count == 1
-
-
 def test_a_run_that_its_engine_ended_crashed_is_not_in_quarantine(floor: Floor) -> None:
     run = floor.running(crash_budget=2)
     floor.store.runs.report_death(run, 1, "gone", worker="w")

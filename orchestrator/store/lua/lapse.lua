@@ -2,8 +2,6 @@
 -- then they wait in `due`, 1 s, 2 s, 4 s and at most 60 s: what has just killed two processes may well kill a third.
 -- Those that are lost together a second time start 2 s apart: one of them may be what kills their workers, and it should not take
 -- the same ones along until their budgets are gone too.
--- If one of a worker's runs has killed it, that is most likely the one that started last. Another one that was lost with it, and
--- had no start left, gets one more, but no more than twice its budget in all; one that may start once never does.
 --
 -- With a run, that one, whose child has died, under the fence. With `run` '', those whose lease is over, but none while leases
 -- may have run out through no fault of their workers, who get a lease's time to renew them:
@@ -41,20 +39,9 @@ local function lost_starts(found)
   return found.crashes .. ' of ' .. found.budget .. ' starts'
 end
 
--- When the last of each worker's runs began, of the workers that have lost one.
-local last_start = {}
-local function note_start(found)
-  last_start[found.worker] = math.max(last_start[found.worker] or 0, found.at)
-end
-
-local function is_bystander(found)
-  return found.budget > 1 and found.crashes < 2 * found.budget and (last_start[found.worker] or 0) > found.at
-end
-
 local function start_again(found)
   local wait = wait_ms(found.crashes)
   local lost = lost_starts(found) .. ' lost: ' .. reason .. '.'
-  if found.crashes >= found.budget then lost = lost .. ' A run that began later was lost with it.' end
   if wait == 0 then return requeue(found, 'Started again, ' .. lost) end
   wait = math.min(LONGEST_WAIT_MS, wait + APART_MS * waiting)
   waiting = waiting + 1
@@ -71,7 +58,7 @@ local function lapse(found)
     enter(found, 'Cancelled', 'Its process ended while it was being cancelled: ' .. reason .. '.')
     to_ended(found)
     cancelled = cancelled + 1
-  elseif present(found.pool) and (found.crashes < found.budget or is_bystander(found)) then
+  elseif found.crashes < found.budget and present(found.pool) then
     record_outcome(found, 'Scheduled')
     start_again(found)
     requeued = requeued + 1
@@ -113,15 +100,6 @@ local function sweep()
   local over = {}
   if not stood and jumped == 0 then
     over = redis.call('ZRANGE', prefix .. 'leases', '-inf', now, 'BYSCORE', 'LIMIT', 0, limit)
-  end
-  for _, id in ipairs(over) do
-    local found = load_run(id)
-    if found and found.place == 'leased' then note_start(found) end
-  end
-  -- Those that it began later, or renewed later, have leases that are not over yet.
-  for _, id in ipairs(over[1] and redis.call('ZRANGE', prefix .. 'leases', '(' .. now, '+inf', 'BYSCORE', 'LIMIT', 0, 100) or {}) do
-    local found = load_run(id)
-    if found and found.place == 'leased' and last_start[found.worker] then note_start(found) end
   end
   for _, id in ipairs(over) do
     local found = load_run(id)
