@@ -165,6 +165,22 @@ def test_runs_that_are_lost_together_twice_start_apart_the_third_time(floor: Flo
     assert sorted((floor.get(run).due - floor.now()).total_seconds() for run in runs) == [1, 3, 5]
 
 
+def test_a_run_that_is_lost_for_the_second_time_starts_apart_from_those_that_were_before_it(floor: Floor) -> None:
+    """Their leases are not over in one sweep: what killed its worker was claimed later than those that it took along."""
+    early, late = floor.submit(), floor.submit()
+    for _ in range(2):
+        floor.claim(1, start=True)
+        floor.wait(1)
+        floor.claim(1, start=True)
+        floor.wait(15)
+        floor.store.runs.lapse()
+        floor.wait(1)
+        floor.store.runs.lapse()
+    first, second = floor.get(early).due, floor.get(late).due
+    assert (first - floor.now()).total_seconds() == 0
+    assert (second - first).total_seconds() == 2
+
+
 def test_a_run_that_its_engine_ended_crashed_is_not_in_quarantine(floor: Floor) -> None:
     run = floor.running(crash_budget=2)
     floor.store.runs.report_death(run, 1, "gone", worker="w")

@@ -1,7 +1,7 @@
 -- Runs whose process is gone: charge a crash, and start them again while their budget lasts. The first time that is at once;
 -- then they wait in `due`, 1 s, 2 s, 4 s and at most 60 s: what has just killed two processes may well kill a third.
--- Those that are lost together a second time start 2 s apart: one of them may be what kills their workers, and it should not take
--- the same ones along until their budgets are gone too.
+-- Those that are lost a second time start 2 s apart, all of them: one may be what kills its workers, and it should not take
+-- others along until their budgets are gone too. The key `apart` says when the last of these starts.
 --
 -- With a run, that one, whose child has died, under the fence. With `run` '', those whose lease is over, but none while leases
 -- may have run out through no fault of their workers, who get a lease's time to renew them:
@@ -29,7 +29,7 @@ local LONGEST_WAIT_MS = 60000
 local SMALLEST_JUMP_MS = 1000  -- a call may be on its way for so long without anybody's clock being wrong
 local APART_MS = 2000
 local requeued, crashed, cancelled = 0, 0, 0
-local waiting = 0
+local apart
 
 local function wait_ms(crashes)
   return crashes < 2 and 0 or math.min(LONGEST_WAIT_MS, 1000 * 2 ^ (crashes - 2))
@@ -43,8 +43,10 @@ local function start_again(found)
   local wait = wait_ms(found.crashes)
   local lost = lost_starts(found) .. ' lost: ' .. reason .. '.'
   if wait == 0 then return requeue(found, 'Started again, ' .. lost) end
-  wait = math.min(LONGEST_WAIT_MS, wait + APART_MS * waiting)
-  waiting = waiting + 1
+  apart = apart or tonumber(redis.call('GET', prefix .. 'apart') or 0)
+  wait = math.min(LONGEST_WAIT_MS, math.max(wait, apart + APART_MS - now))
+  apart = now + wait
+  write('SET', prefix .. 'apart', as_text(apart), 'PX', as_text(LONGEST_WAIT_MS + APART_MS))
   set(found, 'ready', now + wait)
   enter(found, 'Scheduled', 'Starts again in ' .. wait / 1000 .. ' s, ' .. lost)
   to_due(found, ready_of(found))
