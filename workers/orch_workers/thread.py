@@ -29,6 +29,9 @@ from orchestrator.store.answers import ClaimedRun
 STOP_S = 2.0
 """How long code that was asked to stop may take while others' runs go on in its process; then that is killed."""
 
+_STALE_SHARE = 0.1
+"""Of a lease: by so much may the moment until which an idle process is trusted lie before that of its next run."""
+
 
 class ThreadExecutor:
     """Executes jobs in threads and event loops of executor processes. See ``base.Executor`` for the methods' contracts."""
@@ -63,7 +66,10 @@ class ThreadExecutor:
             return
         server = self._next_server()
         job.place = server, server.take_slot()
-        if not server.jobs:
+        server.is_idle = False
+        # Between two batches nothing is said of trust: what was said last holds on, as long as it is not much older.
+        until = server.job.trusted_until
+        if not server.jobs and (until == math.inf or job.trusted_until - until > job.lease_ms * _STALE_SHARE / 1000):
             server.job.trusted_until, server.job.lease_ms = job.trusted_until, job.lease_ms
             server.is_trust_due = True
         server.jobs[job.run.id] = job
@@ -169,8 +175,12 @@ class ThreadExecutor:
             return
         self._look_at_doomed(server)
         if not server.jobs and server.job.trusted_until != math.inf:
-            server.job.trusted_until = math.inf
-            server.is_trust_due = True
+            if server.is_idle:
+                server.job.trusted_until = math.inf
+                server.is_trust_due = True
+            else:  # the next batch may be on its way
+                server.is_idle = True
+                self._dirty[server] = None
         if server.is_trust_due:
             server.is_trust_due = False
             self._inner.trust([server.job])
@@ -312,6 +322,7 @@ class _Server:
         self.frames = protocol.Frames()
         self.files: list[tuple[str, int, int]] = []
         self.is_trust_due = False
+        self.is_idle = False  # since the last flush
         self.is_retired = False
         self.is_killed = False
         self._free = list(range(slots))
