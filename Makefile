@@ -16,10 +16,10 @@ SERVERS ?= redis tls sentinel sentinel-tls cluster cluster-tls
 PARALLEL := -n $(JOBS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-full check format bench chaos clean
+.PHONY: help install demo test test-full check format bench bench-peers chaos clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf '%-10s %s\n' "$$name" "$$what"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf '%-11s %s\n' "$$name" "$$what"; done
 
 install: $(INSTALLED) ## make .venv with Orch and its tools (the others do it as needed)
 
@@ -56,6 +56,14 @@ format: $(INSTALLED) ## rewrite the files as `make check` wants them
 bench: $(INSTALLED) ## measure; a table, and build/bench.json
 	@mkdir -p build
 	@$(BIN)/python -m bench
+
+# The folder has run.py, which takes contenders such as bench/peer_orch.py, and a module for each peer. ONLY="rq huey" of the peers.
+bench-peers: $(INSTALLED) ## measure beside other task queues (PEERS=DIR, with a run.py); build/peers
+	@if [ ! -f "$(PEERS)/run.py" ]; then \
+		echo "error: there is no run.py in '$(PEERS)'. Say where the peers' runner is: make bench-peers PEERS=DIR" >&2; exit 2; fi
+	@mkdir -p build/peers
+	@$(BIN)/python $(PEERS)/run.py --work build/peers $(if $(ONLY),--only $(shell echo $(ONLY) | tr ' ' ','))
+	@$(BIN)/python $(PEERS)/run.py --work build/peers --contender bench/peer_orch.py --python $(abspath $(BIN))/python
 
 # ONLY="F7 F8" plays those, QUICK=1 for seconds instead of minutes, SEED=3 repeats; REQUIRE_ALL=1 fails if any could not run.
 chaos: $(INSTALLED) ## faults under load (ONLY="F1 F7" QUICK=1 SEED=3), judged from outside; build/chaos.json

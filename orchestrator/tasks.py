@@ -237,6 +237,12 @@ class Task(Generic[P, R]):
         keys = [None] * len(every) if idempotency_keys is None else list(idempotency_keys)
         return FutureList(submission.submitter().submit(self, every, options, keys))
 
+    def serve(self, **options: Any) -> None:
+        """Run a worker for this task, until it is stopped. Options as for ``orchestrator.task_worker.serve``."""
+        from orchestrator.task_worker import serve
+
+        serve(self, **options)
+
     def map(
         self,
         *args: Any,

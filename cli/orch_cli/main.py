@@ -28,6 +28,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
     },
     "Run and watch": {
         "flow-run": "Show, watch, cancel, retry and delete flow runs.",
+        "task": "Serve and check tasks that run in the background.",
         "task-run": "Show the task runs inside a flow run.",
         "dead": "Show, redrive and drop flow runs whose crash budget is spent.",
         "event": "Show what happened.",

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import clock
-from orchestrator.context import FlowRunContext, TagsContext
+from orchestrator.context import TagsContext, recorded_run
 from orchestrator.engine.arguments import PLAIN, travelling
 from orchestrator.engine.inputs import resolve, resolve_call
 from orchestrator.exceptions import (
@@ -220,8 +220,8 @@ def _new_runs(
     task: Task[..., Any], calls: Sequence[Arguments], pool: str, options: Options, keys: Sequence[str | None]
 ) -> list[NewRun]:
     entrypoint = task.entrypoint
-    flow = FlowRunContext.get()
-    parent = None if flow is None else flow.flow_run.id
+    recorded = recorded_run()
+    parent = None if recorded is None else recorded[1]
     known = TagsContext.get().current_tags | task.tags
     tags = tuple(dict.fromkeys((*sorted(known), *options.tags))) if known or options.tags else ()
     runs = []
