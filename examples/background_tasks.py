@@ -1,7 +1,9 @@
 """Work in the background: two thousand small calls that a worker executes, and how long that takes.
 
-In one terminal:  python background_tasks.py serve
-In another:       python background_tasks.py
+In one terminal, then in another:
+
+python background_tasks.py serve
+python background_tasks.py
 """
 
 import sys

@@ -23,7 +23,7 @@ SAYS = {
     "logs.py": ["Flow run 'talk-about-weather'", "This is a warning", "A print inside a task is a log line too"],
 }
 
-NEEDS_A_FLEET = {"rq_tasks.py", "background_tasks.py"}
+NEEDS_A_FLEET = ("rq_tasks.py", "background_tasks.py")
 """tests/system/test_rq.py and test_background_tasks.py run these."""
 
 
