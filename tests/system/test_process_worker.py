@@ -226,8 +226,14 @@ def test_metrics_tell_slots_and_ended_runs(store: Store, settings: Settings, fol
         wait_for_end(store, run)
         measured.wait_until_said("Metrics at")
         url = next(line.split()[-1] for line in measured.said if "Metrics at" in line)
-        text = urllib.request.urlopen(url).read().decode()
-    assert 'orch_flow_runs_total{deployment="test",flow="answers",state="completed"} 1.0' in text
+        ended = 'orch_flow_runs_total{deployment="test",flow="answers",state="completed"} 1.0'
+
+        def told() -> str:
+            """What is told once the worker has counted the end, which others see a moment before it."""
+            text = urllib.request.urlopen(url).read().decode()
+            return text if ended in text else ""
+
+        text = eventually(told, what="the worker to count the end")
     assert 'orch_flow_runs_total{deployment="test",flow="answers",state="failed"} 0.0' in text
     assert 'orch_run_queue_wait_seconds_count{queue="default",work_pool="pool"} 1.0' in text
     assert 'orch_worker_slots{kind="total",work_pool="pool"} 2.0' in text
