@@ -123,6 +123,8 @@ class Keys:
         self.wake_due = self.prefix + "wake_due"
         # string with a TTL: until when no lease counts as over
         self.brake = self.prefix + "brake"
+        # string with a TTL: when the last of the runs starts that were lost twice
+        self.apart = self.prefix + "apart"
         self.confirmed = self.prefix + "confirmed"
         # catalogues
         self.settings = self.prefix + "settings"
