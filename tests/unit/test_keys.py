@@ -133,7 +133,7 @@ def test_lua_spells_no_key_that_python_does_not() -> None:
 
 
 def test_every_key_is_of_a_run_or_permanent_or_has_a_ttl() -> None:
-    with_ttl = {"run", "tasks", "log", "idempotency", "control", "worker", "scheduler", "brake", "confirmed"}
+    with_ttl = {"run", "tasks", "log", "idempotency", "control", "worker", "scheduler", "brake", "apart", "confirmed"}
     permanent = {pattern.split(":")[0] for pattern in PERMANENT}
     assert _python_names() == with_ttl | permanent
     assert not with_ttl & permanent
