@@ -7,7 +7,8 @@ import time
 
 from bench.marks import Marks
 from bench.measure import Measure
-from bench.stage import POOL, Stage
+from bench.stage import Stage
+from bench.throughput import bodies_per_s
 from orch_workers.base import Job
 from orch_workers.metrics import WorkerMetrics
 from orchestrator import clock
@@ -26,11 +27,11 @@ def measure(quick: bool) -> list[Measure]:
         marks = Marks(stage.home / "marks")
         deployment = stage.deploy("marked")
         stage.pretend_scheduler()
-        _rate(stage, deployment, marks, count)  # the first one loads what the others find loaded
+        bodies_per_s(stage, deployment, marks, count)  # the first one loads what the others find loaded
         lost = []
         for _ in range(pairs):
-            without = _rate(stage, deployment, marks, count)
-            lost.append(1 - _rate(stage, deployment, marks, count, "--metrics-port", "0") / without)
+            without = bodies_per_s(stage, deployment, marks, count)
+            lost.append(1 - bodies_per_s(stage, deployment, marks, count, "--metrics-port", "0") / without)
     return [
         Measure(
             "metrics, per run",
@@ -68,13 +69,3 @@ def _per_run_us(count: int) -> float:
         metrics.frame(job, end)
         metrics.reply(job, answer)
     return (time.thread_time() - began) / count * 1e6
-
-
-def _rate(stage: Stage, deployment: Deployment, marks: Marks, count: int, *options: str) -> float:
-    """Bodies that begin a second, of runs that are queued when the worker comes."""
-    before = len(marks)
-    stage.store.runs.create([stage.new_run(deployment, marks=str(marks.path)) for _ in range(count)])
-    with stage.command("worker", "start", "--pool", POOL, "--limit", "4", *options):
-        marks.wait_for(before + count, 120, pause_s=0.01)
-    moments = marks.all()[before:]
-    return (count - 1) / (max(moments) - min(moments))

@@ -19,14 +19,14 @@ def measure(quick: bool) -> list[Measure]:
         deployment = stage.deploy("marked")
         stage.pretend_scheduler()
         empty = stage.used_bytes()
-        rates = [_run(stage, deployment, marks, count) for _ in range(times)]
+        rates = [bodies_per_s(stage, deployment, marks, count) for _ in range(times)]
         stage.wait_for_completed(times * count, 20)
         ended_bytes = (stage.used_bytes() - empty) / (times * count)
         # Apart from the rest: being watched command by command costs Redis time.
         stage.pretend_scheduler()
         reads = stage.reads()
         with stage.counted_calls() as calls:
-            _run(stage, deployment, marks, counted)
+            bodies_per_s(stage, deployment, marks, counted)
         reads = stage.reads() - reads - 1
     return [
         Measure(
@@ -54,11 +54,11 @@ def measure(quick: bool) -> list[Measure]:
 _CALLS = "commands by the worker, its start and end included; those inside scripts are not among them"
 
 
-def _run(stage: Stage, deployment: Deployment, marks: Marks, count: int) -> float:
+def bodies_per_s(stage: Stage, deployment: Deployment, marks: Marks, count: int, *options: str) -> float:
     """Queue runs, then start a worker for them; how many bodies began a second. Nobody else asks Redis anything meanwhile."""
     before = len(marks)
     stage.store.runs.create([stage.new_run(deployment, marks=str(marks.path)) for _ in range(count)])
-    with stage.command("worker", "start", "--pool", POOL, "--limit", "4"):
+    with stage.command("worker", "start", "--pool", POOL, "--limit", "4", *options):
         marks.wait_for(before + count, 120, pause_s=0.01)
         time.sleep(0.5)
     moments = marks.all()[before:]

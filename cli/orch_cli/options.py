@@ -98,6 +98,37 @@ def pool_option(required: bool = False) -> Decorator:
     return click.option("-p", "--pool", metavar="NAME", required=required, shell_complete=complete_pool, help="The work pool.")
 
 
+def worker_name_option() -> Decorator:
+    """What the worker is to be called, as ``--name``."""
+    return click.option("-n", "--name", metavar="NAME", default="", help="The worker's name; by default made from the host's.")
+
+
+def worker_queues_option() -> Decorator:
+    """The work queues that the worker is to read, as ``--work-queue``; the command takes ``queues``."""
+    return click.option(
+        "-q", "--work-queue", "queues", multiple=True, metavar="NAME", help="Only this queue of the pool. Can be given again."
+    )
+
+
+def burst_option() -> Decorator:
+    """As ``--burst``."""
+    return click.option("--burst", is_flag=True, help="End when nothing is left to do.")
+
+
+def metrics_port_option() -> Decorator:
+    """Where to serve metrics, as ``--metrics-port``."""
+    told = "Serve Prometheus metrics on this port; 0 picks one."
+    return click.option("--metrics-port", type=click.IntRange(0, 65535), metavar="PORT", help=told)
+
+
+def metrics_address_option() -> Decorator:
+    """As ``--metrics-address``."""
+    from orchestrator.metrics import ADDRESS
+
+    told = "Serve them at this address."
+    return click.option("--metrics-address", default=ADDRESS, show_default=True, metavar="ADDRESS", help=told)
+
+
 def run_filter_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options that choose runs; the command takes a RunFilter called ``chosen``."""
     state = click.option("--state", multiple=True, metavar="STATE", help="Only runs in this state. Can be given again.")

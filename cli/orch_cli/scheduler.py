@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from orch_cli.commands import Noun
-from orchestrator.metrics import ADDRESS
+from orch_cli.options import metrics_address_option, metrics_port_option
 
 
 @click.group("scheduler", cls=Noun, examples=("orch scheduler start",))
@@ -24,10 +24,8 @@ def scheduler() -> None:
 @click.option(
     "-n", "--name", metavar="NAME", default="", help="The scheduler's name; by default made of the host's and a number."
 )
-@click.option(
-    "--metrics-port", type=click.IntRange(0, 65535), metavar="PORT", help="Serve Prometheus metrics on this port; 0 picks one."
-)
-@click.option("--metrics-address", default=ADDRESS, show_default=True, metavar="ADDRESS", help="Serve them at this address.")
+@metrics_port_option()
+@metrics_address_option()
 def start(name: str, metrics_port: int | None, metrics_address: str) -> int:
     """Start a scheduler, in the foreground. Ctrl-C or SIGTERM stops it."""
     from orch_cli.connection import settings

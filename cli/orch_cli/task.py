@@ -12,6 +12,7 @@ from orch_cli import output
 from orch_cli.commands import Noun
 from orch_cli.completion import complete_pool
 from orch_cli.connection import open_store, settings
+from orch_cli.options import burst_option, metrics_port_option, worker_name_option, worker_queues_option
 from orchestrator.settings import child_environment
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def task() -> None:
     shell_complete=complete_pool,
     help="The work pool; by default that of the setting task_pool. Created if it does not exist.",
 )
-@click.option("-n", "--name", metavar="NAME", default="", help="The worker's name; by default made from the host's.")
+@worker_name_option()
 @click.option(
     "-l",
     "--limit",
@@ -56,13 +57,9 @@ def task() -> None:
     default=1,
     help="Share the runs among N executor processes: by default 1.",
 )
-@click.option(
-    "-q", "--work-queue", "queues", multiple=True, metavar="NAME", help="Only this queue of the pool. Can be given again."
-)
-@click.option("--burst", is_flag=True, help="End when nothing is left to do.")
-@click.option(
-    "--metrics-port", type=click.IntRange(0, 65535), metavar="PORT", help="Serve Prometheus metrics on this port; 0 picks one."
-)
+@worker_queues_option()
+@burst_option()
+@metrics_port_option()
 def serve(
     entrypoints: tuple[str, ...],
     pool: str | None,

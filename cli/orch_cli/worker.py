@@ -8,11 +8,17 @@ from orch_cli import output
 from orch_cli.commands import Noun
 from orch_cli.completion import complete_pool, complete_worker
 from orch_cli.connection import open_store, settings
-from orch_cli.options import pool_option
+from orch_cli.options import (
+    burst_option,
+    metrics_address_option,
+    metrics_port_option,
+    pool_option,
+    worker_name_option,
+    worker_queues_option,
+)
 from orch_cli.output import Printer, shows
 from orch_cli.views import WORKER
 from orch_cli.work_pool import POOL_TYPES
-from orchestrator.metrics import ADDRESS
 from orchestrator.models import Worker
 
 
@@ -32,7 +38,7 @@ def worker() -> None:
     ),
 )
 @pool_option(required=True)
-@click.option("-n", "--name", metavar="NAME", default="", help="The worker's name; by default made from the host's.")
+@worker_name_option()
 @click.option(
     "-t", "--type", "kind", type=click.Choice(POOL_TYPES), default="process", show_default=True, help="How it runs flows."
 )
@@ -49,14 +55,10 @@ def worker() -> None:
     metavar="N",
     help="Share the runs among N executor processes; only of type thread.",
 )
-@click.option(
-    "-q", "--work-queue", "queues", multiple=True, metavar="NAME", help="Only this queue of the pool. Can be given again."
-)
-@click.option("--burst", is_flag=True, help="End when nothing is left to do.")
-@click.option(
-    "--metrics-port", type=click.IntRange(0, 65535), metavar="PORT", help="Serve Prometheus metrics on this port; 0 picks one."
-)
-@click.option("--metrics-address", default=ADDRESS, show_default=True, metavar="ADDRESS", help="Serve them at this address.")
+@worker_queues_option()
+@burst_option()
+@metrics_port_option()
+@metrics_address_option()
 def start(
     pool: str,
     name: str,

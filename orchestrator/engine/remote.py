@@ -19,6 +19,7 @@ import msgpack
 
 from orchestrator.context import FlowRunContext, TaskRunContext
 from orchestrator.engine import outcomes, protocol, termination
+from orchestrator.engine.arguments import PLAIN
 from orchestrator.engine.drive import Call, complete, driver_of, forgotten
 from orchestrator.engine.interruption import state_of_interruption
 from orchestrator.engine.link import as_exception
@@ -44,8 +45,6 @@ PAYLOAD_BYTES = 1024 * 1024
 VERSION = 1
 """Of the form in which calls and answers travel."""
 
-_ATOMS = frozenset({type(None), bool, int, float, str, bytes})
-_KEYS = frozenset({bool, int, float, str, bytes, type(None)})
 _TRACEBACK_CHARACTERS = 64 * 1024
 _TEXT_CHARACTERS = 16 * 1024
 
@@ -350,19 +349,19 @@ def _check(value: Any, where: str, what: str) -> None:
 
 def _misfit(value: Any, where: str, depth: int) -> str | None:
     kind = type(value)
-    if kind in _ATOMS:
+    if kind in PLAIN:
         if kind is int and not -(2**63) <= value < 2**64:
             return f"{where} is an integer beyond 64 bits"
         return None
     if depth > 200:
         return f"{where} is nested too deeply"
     if kind in (list, tuple):
-        if _ATOMS.issuperset(map(type, value)) and int not in set(map(type, value)):
+        if PLAIN.issuperset(map(type, value)) and int not in set(map(type, value)):
             return None
         return next((m for i, item in enumerate(value) if (m := _misfit(item, f"{where}[{i}]", depth + 1))), None)
     if kind is dict:
         for key, item in value.items():
-            if type(key) not in _KEYS:
+            if type(key) not in PLAIN:
                 return f"a key of {where} is a {type(key).__name__}"
             if misfit := _misfit(item, f"{where}[{key!r:.40}]", depth + 1):
                 return misfit

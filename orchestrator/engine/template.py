@@ -37,7 +37,7 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -382,6 +382,18 @@ def project_files(started_ms: int) -> list[list[Any]]:
         certain = status.st_mtime_ns < started_ms * 1_000_000
         files.append([file, status.st_mtime_ns if certain else 0, status.st_size])
     return files
+
+
+def is_current(files: Iterable[tuple[str, int, int]]) -> bool:
+    """Whether none of these (path, mtime in ns, size) has changed since ``project_files`` listed it."""
+    for file, mtime_ns, size in files:
+        try:
+            status = Path(file).stat()
+        except OSError:
+            return False
+        if status.st_mtime_ns != mtime_ns or status.st_size != size:
+            return False
+    return True
 
 
 def _imported_files() -> set[str]:

@@ -1,4 +1,4 @@
-"""How much of everything there is, for metrics: read in four round trips, bounded however much that is."""
+"""How much of everything there is, for metrics: read in five round trips, bounded however much that is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 APART = 100
 """Of each state so many runs are told apart by pool and queue: Redis does nothing else meanwhile."""
 
-_POOL_AT, _QUEUE_AT = (list(layout.FIELDS).index(field) + 1 for field in ("pool", "queue"))
+_POOL_AT, _QUEUE_AT = (layout.PLACES[field] + 1 for field in ("pool", "queue"))
 _LIVE = [name for name, kind in STATE_TYPES.items() if kind not in TERMINAL]
 
 Place = tuple[str, str, str]

@@ -26,6 +26,12 @@ FIELDS: Mapping[str, str] = MappingProxyType(
 )
 """Name of a field -> its kind. A text or a moment that a run has not is ''; a moment is in ms."""
 
+PLACES: Mapping[str, int] = MappingProxyType({name: place for place, name in enumerate(FIELDS)})
+"""Name of a field -> where it stands in the array, from 0."""
+
+ABSENT = tuple(0 if kind == NUMBER else "" for kind in FIELDS.values())
+"""The array of a run that has nothing."""
+
 LATEST = 10**16
 """No number or moment of a run reaches it."""
 

@@ -107,6 +107,14 @@ class Unreadable(ValueError):
     """What stands in Redis is not what a run, or what belongs to it, looks like."""
 
 
+def unpack_fields(packed: bytes) -> dict[str, Any]:
+    """``read_fields`` of what a script has just read and packed itself: nobody has to look at it again."""
+    array = msgpack.unpackb(packed, raw=False, unicode_errors="surrogateescape", strict_map_key=False)
+    if type(array) is not list:
+        raise Unreadable("its fields cannot be read")
+    return dict(zip(FIELDS, array, strict=False))
+
+
 def read_fields(packed: bytes | None) -> dict[str, Any]:
     """The field ``run`` of a run's hash, by name, as layout.py lists them.
 
@@ -116,12 +124,9 @@ def read_fields(packed: bytes | None) -> dict[str, Any]:
     if not packed:
         raise Unreadable("it has no fields")
     try:
-        array = msgpack.unpackb(packed, raw=False, unicode_errors="surrogateescape", strict_map_key=False)
-        fields = dict(zip(FIELDS, array, strict=False))
+        fields = unpack_fields(packed)
     except Exception as error:
         raise Unreadable("its fields cannot be read") from error
-    if type(array) is not list:
-        raise Unreadable("its fields cannot be read")
     for name, kind in FIELDS.items():
         if not may_hold(kind, fields.get(name)):
             raise Unreadable(f"its {name} is no {kind}")

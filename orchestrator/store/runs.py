@@ -34,7 +34,7 @@ from orchestrator.store.answers import (
 from orchestrator.store.client import Redis, is_of_another_type
 from orchestrator.store.connection import explain
 from orchestrator.store.failover import Submitted
-from orchestrator.store.layout import FIELDS, NUMBER
+from orchestrator.store.layout import ABSENT, PLACES
 from orchestrator.store.records import (
     Unreadable,
     moment_of,
@@ -48,6 +48,7 @@ from orchestrator.store.records import (
     tags_of,
     text_of,
     unpack,
+    unpack_fields,
 )
 from orchestrator.store.room import Room
 from orchestrator.store.scripts import Scripts
@@ -145,7 +146,10 @@ class Runs:
             "by": run.created_by,
             "entry": run.entrypoint or "",
         }
-        return [known.get(name) or (0 if kind == NUMBER else "") for name, kind in FIELDS.items()]
+        fields: list[Any] = list(ABSENT)
+        for name, value in known.items():
+            fields[PLACES[name]] = value
+        return fields
 
     def create_leased(self, run: NewRun, worker: str, *, again: bool = False) -> ClaimedRun:
         """Create a run that ``worker`` is executing already: born Running under attempt 1, its lease begun.
@@ -612,7 +616,7 @@ def _task_arguments(run: str, attempt: int, worker: str, tasks: Sequence[TaskRun
 def _read_claimed(
     pool: str, is_started: bool, run: bytes, packed: bytes, parameters: bytes, revision: bytes, deployment_name: bytes
 ) -> ClaimedRun:
-    fields = read_fields(packed)
+    fields = unpack_fields(packed)
     return ClaimedRun(
         id=lengthen(run),
         attempt=fields["attempt"],

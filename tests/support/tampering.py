@@ -8,9 +8,7 @@ import msgpack
 
 from orchestrator.keys import shorten
 from orchestrator.store import Store
-from orchestrator.store.layout import FIELDS
-
-PLACES = {name: place for place, name in enumerate(FIELDS)}
+from orchestrator.store.layout import FIELDS, PLACES
 
 
 def tamper(store: Store, of: str, /, **fields: Any) -> None:

@@ -16,7 +16,6 @@ import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -25,7 +24,7 @@ from orch_workers.base import Host, Job
 from orch_workers.capture import Lines
 from orchestrator import clock
 from orchestrator.engine import processes
-from orchestrator.engine.template import LAST_WORK_S, UNTRUSTED
+from orchestrator.engine.template import LAST_WORK_S, UNTRUSTED, is_current
 from orchestrator.models import Deployment
 from orchestrator.settings import child_environment
 
@@ -522,14 +521,7 @@ class _Template:
         """The deployment is the one loaded here, and no file that was read has changed since."""
         if self.is_retired or not self.is_connected or self.deployment.revision != deployment.revision:
             return False
-        for file, mtime_ns, size in self.files:
-            try:
-                status = Path(file).stat()
-            except OSError:
-                return False
-            if status.st_mtime_ns != mtime_ns or status.st_size != size:
-                return False
-        return True
+        return is_current(self.files)
 
     def request(self, child: _Child) -> None:
         """Have a process forked for this child with the next ``send_gathered``."""

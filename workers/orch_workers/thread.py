@@ -23,6 +23,7 @@ from orch_workers.process import ProcessExecutor
 from orchestrator import clock
 from orchestrator.engine import protocol
 from orchestrator.engine.background import Row
+from orchestrator.engine.template import is_current
 from orchestrator.models import Deployment
 from orchestrator.store.answers import ClaimedRun
 
@@ -116,7 +117,7 @@ class ThreadExecutor:
     def flush(self) -> None:
         """Send what has gathered for each executor process, in one write each; kill those of runs that would not stop."""
         for server in list(self._dirty):
-            if server.rows and not server.is_current():
+            if server.rows and not is_current(server.files):
                 self._retire(server)
         dirty, self._dirty = self._dirty, {}
         for server in dirty:
@@ -347,17 +348,6 @@ class _Server:
     def has_started(self, job: Job) -> bool:
         """The job's body has begun."""
         return bool(self._marks[job.place[1]])
-
-    def is_current(self) -> bool:
-        """No file that was imported has changed since."""
-        for file, mtime_ns, size in self.files:
-            try:
-                status = Path(file).stat()
-            except OSError:
-                return False
-            if status.st_mtime_ns != mtime_ns or status.st_size != size:
-                return False
-        return True
 
     def close(self) -> None:
         """The process is gone."""

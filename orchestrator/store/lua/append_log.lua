@@ -5,22 +5,15 @@
 --      kept  int     lines kept a run, about
 -- RETURN how many lines were written
 
--- A run that cannot be read must not keep the others' lines back.
-local function place_of(id)
-  local run = load_run(id)
-  if not run then return end
-  has_beside(run, 'log')
-  return run.place
-end
-
 local written = 0
 for _, item in ipairs(items) do
   local id, lines = item[1], item[2]
   local key = prefix .. 'log:' .. id
-  local place = place_of(id)
-  if place then
+  local run = load_run(id)  -- one that cannot be read must not keep the others' lines back
+  if run then
+    has_beside(run, 'log')
     for _, line in ipairs(lines) do write('XADD', key, 'MAXLEN', '~', kept, '*', 'l', line) end
-    if place == 'ended' then expire(key, net_ttl()) end
+    if run.place == 'ended' then expire(key, net_ttl()) end
     written = written + #lines
   end
 end

@@ -19,7 +19,7 @@ if #fields > 0 then
 end
 write('HSET', queues, queue, packed_queue)
 for _, stream in ipairs(streams) do
-  later(function() redis.pcall('XGROUP', 'CREATE', prefix .. stream, 'workers', '0', 'MKSTREAM') end)
+  later(function() redis.pcall('XGROUP', 'CREATE', prefix .. stream, GROUP, '0', 'MKSTREAM') end)
 end
 emit(#fields > 0 and 'work-pool.created' or 'work-queue.created', 'p', pool, 'q', queue)
 return 'created'

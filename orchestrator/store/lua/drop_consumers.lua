@@ -11,7 +11,7 @@
 local drop = {}
 for _, stream in ipairs(streams) do
   local key = prefix .. stream
-  local found = redis.pcall('XINFO', 'CONSUMERS', key, 'workers')
+  local found = redis.pcall('XINFO', 'CONSUMERS', key, GROUP)
   local count = 0
   for _, consumer in ipairs(found.err and {} or found) do
     local name, pending = consumer[2], consumer[4]
@@ -22,5 +22,5 @@ for _, stream in ipairs(streams) do
     end
   end
 end
-for _, each in ipairs(drop) do write('XGROUP', 'DELCONSUMER', each[1], 'workers', each[2]) end
+for _, each in ipairs(drop) do write('XGROUP', 'DELCONSUMER', each[1], GROUP, each[2]) end
 return #drop

@@ -16,9 +16,9 @@ end
 local removed = 0
 for _, stream in ipairs(streams) do
   local key = prefix .. stream
-  local pending = redis.pcall('XPENDING', key, 'workers', '-', '+', 1, name)
+  local pending = redis.pcall('XPENDING', key, GROUP, '-', '+', 1, name)
   if not pending.err and #pending == 0 then
-    write('XGROUP', 'DELCONSUMER', key, 'workers', name)
+    write('XGROUP', 'DELCONSUMER', key, GROUP, name)
     removed = removed + 1
   end
 end

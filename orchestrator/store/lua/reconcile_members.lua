@@ -40,10 +40,8 @@ local function mend_entry(stream, id)
   local found = redis.call('XRANGE', prefix .. stream, id, id)[1]
   local run = found and load_run(found[2][2] or '')
   if run and run.place == 'queued' and run.msg == id .. ' ' .. stream then return end
-  write('XACK', prefix .. stream, GROUP, id)
-  if not found then return 'a delivery of an entry that was gone' end
-  write('XDEL', prefix .. stream, id)
-  return "an entry that was no run's message"
+  xdrop(stream, id)
+  return found and "an entry that was no run's message" or 'a delivery of an entry that was gone'
 end
 
 local function mend_key(key)

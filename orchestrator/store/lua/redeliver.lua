@@ -23,7 +23,7 @@ for _, stream in ipairs(streams) do
       to_stream(run, stream)
       moved = moved + 1
     elseif not found[1] then
-      write('XACK', key, GROUP, message)
+      xdrop(stream, message)
     end
   end
 end

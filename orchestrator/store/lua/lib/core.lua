@@ -15,6 +15,7 @@ local set  -- set(run, field, value): runs.lua
 local save  -- save(run): runs.lua
 local free_calls  -- free_calls(run): calls.lua
 local WORTH_A_SWEEP = 8
+local GROUP = 'workers'  -- the consumer group of every stream of runs
 local MOST_ARGUMENTS = 1000  -- of one command; Lua's stack has room for 8,000
 
 -- Any command, run in the order of these calls.
@@ -95,7 +96,7 @@ end
 -- Delete entries that are acknowledged. XDEL looks for each from the beginning of its node of a hundred. Where nobody holds any
 -- entry, all up to the last one that was read are dealt with, and those go in one sweep.
 local function delete_entries(key, ids, read)
-  if not read or #read < WORTH_A_SWEEP or redis.call('XPENDING', key, 'workers')[1] > 0 then return in_parts(ids, 'XDEL', key) end
+  if not read or #read < WORTH_A_SWEEP or redis.call('XPENDING', key, GROUP)[1] > 0 then return in_parts(ids, 'XDEL', key) end
   local swept, rest = {}, {}
   for i = 1, #read - 1 do swept[read[i]] = true end
   for _, id in ipairs(ids) do
@@ -111,7 +112,7 @@ local function commit()
   end
   for key, members in pairs(sorted_sets) do move_members(key, members) end
   for stream, ids in pairs(read_off) do
-    in_parts(ids, 'XACK', prefix .. stream, 'workers')
+    in_parts(ids, 'XACK', prefix .. stream, GROUP)
     delete_entries(prefix .. stream, ids, handed_out[stream])
   end
   for _, run in ipairs(changed_runs) do save(run) end

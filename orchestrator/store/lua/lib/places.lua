@@ -1,7 +1,6 @@
 -- Every move of a run between its places. See architecture: a run that has not ended is in exactly one place.
 
 local PRIORITY_NAMES = {[0] = 'high', [1] = 'normal', [2] = 'low'}
-local GROUP = 'workers'
 
 -- A long queue is shared: beyond its first SHARE messages it takes at most SHARE of each deployment, and the other runs of that
 -- deployment wait until one of these is claimed. So ten thousand runs of one keep another's from a worker for a few hundred, not
